@@ -1,0 +1,1 @@
+"""tdx: point-to-point file transfer over private networks."""

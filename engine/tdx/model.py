@@ -1,0 +1,115 @@
+"""Words shared by every part: ids, spans, upload specifications, receipts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+UploadId = NewType("UploadId", str)
+"""32 lower-case hexadecimal digits from a CSPRNG: unguessable."""
+
+Owner = NewType("Owner", str)
+"""The stable key of an identity: ``local:UID``, ``tailscale:STABLEID``, ``tls:SPKI``."""
+
+FileName = NewType("FileName", str)
+"""A checked name: relative, ``/`` between components. Only :mod:`tdx.proto.names` makes one."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The half-open byte range ``[start, end)``; never empty or negative."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"not a span: [{self.start}, {self.end})")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+class Conflict(StrEnum):
+    """What to do when the final name is taken."""
+
+    RENAME = "rename"
+    OVERWRITE = "overwrite"
+    SKIP = "skip"
+    ERROR = "error"
+
+
+class Outcome(StrEnum):
+    """How a push ended well."""
+
+    PUBLISHED = "published"
+    IDENTICAL = "identical"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSpec:
+    """What the sender wants stored, fixed when the upload is created.
+
+    ``length`` is None while unknown. ``source_id`` names the source file
+    across changes (device and inode, opaque here), ``fingerprint`` one state of
+    it; both are None for clients that send neither. ``holes`` are byte ranges
+    known to be zero that will not be sent. ``key`` is the sender's own random
+    id, by which a replayed request finds its receipt. ``expires_after`` is the
+    idle lifetime in seconds.
+    """
+
+    owner: Owner
+    name: FileName
+    length: int | None
+    extent_size: int
+    conflict: Conflict = Conflict.RENAME
+    source_id: str | None = None
+    fingerprint: str | None = None
+    mtime_ns: int | None = None
+    mode: int | None = None
+    holes: tuple[Span, ...] = field(default=())
+    key: str | None = None
+    expires_after: float = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The receiver's record of a published file.
+
+    ``path`` is the final name relative to DIR (it differs from ``name`` after
+    a rename). ``root`` is the written form of :class:`tdx.integrity.Root`.
+    ``verified`` says that digests of the sender's own were compared.
+    ``published_at`` is in seconds since the Unix epoch.
+    """
+
+    upload: UploadId
+    owner: Owner
+    key: str | None
+    name: FileName
+    path: str
+    size: int
+    root: str
+    verified: bool
+    outcome: Outcome
+    published_at: float
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds spent in each stage of moving bytes (the labels of ``tdx_stage_seconds_total``)."""
+
+    read: float = 0.0
+    hash: float = 0.0
+    send: float = 0.0
+    receive: float = 0.0
+    write: float = 0.0
+    sync: float = 0.0
+
+    def add(self, other: Stages) -> None:
+        for stage in self.__slots__:
+            setattr(self, stage, getattr(self, stage) + getattr(other, stage))
+
+    def as_dict(self) -> dict[str, float]:
+        return {stage: getattr(self, stage) for stage in self.__slots__}

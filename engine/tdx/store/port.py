@@ -1,0 +1,237 @@
+"""The store's port: what control may ask of any store.
+
+Everything here blocks and is called from worker threads. One conformance
+suite (``tests/store/conformance.py``) runs on every implementation.
+
+Life of an upload: *created* or *opened* (claimed by one holder), bytes written
+and extents recorded in any order, *published* or *discarded*. Closing without
+either keeps the partial for a later :meth:`Store.open`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
+from tdx.ranges import RangeSet
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A published file that already carries a name."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """One upload that is not published: a row of :meth:`Store.partials`."""
+
+    upload: UploadId
+    spec: UploadSpec
+    touched_at: float
+    """Seconds since the Unix epoch at which it last changed."""
+    staged_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of one extent that were written, with the digest over exactly them.
+
+    ``span`` starts on an extent boundary. It ends on the next one (or at the
+    length) when the extent is whole, earlier when an append broke off.
+    """
+
+    span: Span
+    digest: bytes
+
+
+class Upload(Protocol):
+    """One claimed upload. Methods may be called from several threads at once.
+
+    Only the holder of the claim has one; a second :meth:`Store.open` of the
+    same id raises :class:`tdx.errors.UploadBusy` until :meth:`close`.
+    """
+
+    @property
+    def id(self) -> UploadId: ...
+
+    @property
+    def spec(self) -> UploadSpec: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def held(self) -> RangeSet:
+        """A snapshot of the byte ranges that are vouched for: recorded pieces and holes."""
+        ...
+
+    @property
+    def digests(self) -> Mapping[int, bytes]:
+        """A snapshot: extent index → digest, for whole extents (zero extents of holes included)."""
+        ...
+
+    @property
+    def tails(self) -> Mapping[int, Piece]:
+        """A snapshot: extent index → the recorded beginning of an extent that is not whole."""
+        ...
+
+    @property
+    def suspects(self) -> frozenset[int]:
+        """Extents recorded under another boot: held, but to be read and hashed
+        again (:meth:`recheck`) before publishing."""
+        ...
+
+    def raise_epoch(self) -> int:
+        """Durably add one to the epoch; the new epoch."""
+        ...
+
+    def refresh(self, spec: UploadSpec) -> None:
+        """Durably replace the parts of the spec that a new run of the same source may
+        change: fingerprint, mtime_ns, mode, conflict, key."""
+        ...
+
+    def set_length(self, length: int) -> None:
+        """Fix a length that was unknown; :class:`tdx.errors.ProtocolError` if bytes
+        lie beyond it or another length is already fixed."""
+        ...
+
+    def write_at(self, data: memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset``. Short writes are continued; ENOSPC and
+        EDQUOT raise :class:`tdx.errors.NoSpace`, other failures
+        :class:`tdx.errors.StorageError`. Spreads writeback along the transfer."""
+        ...
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Fill ``view`` from ``offset``; the bytes read (short at the end of the data)."""
+        ...
+
+    def record(self, piece: Piece) -> None:
+        """Journal that ``piece`` has been written. A later piece of the same extent
+        replaces an earlier one. Makes a durability mark when enough has gathered."""
+        ...
+
+    def invalidate(self, extents: Iterable[int]) -> None:
+        """Durably forget these extents, before the first of their bytes is overwritten."""
+        ...
+
+    def recheck(self, extents: Iterable[int]) -> frozenset[int]:
+        """Read and hash recorded extents again; those that differ are invalidated and
+        returned, the others are no longer suspect."""
+        ...
+
+    def mark(self) -> None:
+        """Make every recorded byte durable and say so in the journal. A failed sync is
+        final: the extents since the last mark are invalidated, StorageError is raised."""
+        ...
+
+    def publish(self, *, root: str, verified: bool) -> Receipt:
+        """Make the whole file durable under its final name, in the order of DESIGN
+        section 6, and end the upload. The receipt is stored before this returns.
+
+        Resolves the conflict mode: ``Outcome.SKIPPED`` where the mode is ``skip`` and the
+        name is taken; :class:`tdx.errors.Exists` for ``error``. Requires a known length,
+        every byte held and no suspects (:class:`tdx.errors.ProtocolError` otherwise).
+        """
+        ...
+
+    def settle(self, outcome: Outcome, path: str, *, root: str) -> Receipt:
+        """End the upload without publishing it, because ``path`` already is
+        (``identical``) or is to stay as it is (``skipped``)."""
+        ...
+
+    def discard(self) -> None:
+        """End the upload and remove every byte of it."""
+        ...
+
+    def close(self) -> None:
+        """Give up the claim, after a durability mark where one is due; idempotent.
+        Never raises for a failed mark."""
+        ...
+
+
+@runtime_checkable
+class HasDescriptor(Protocol):
+    """Capability of an upload whose bytes lie in a file of this machine.
+
+    ``descriptor`` is open for reading and writing until :meth:`Upload.close`; a
+    caller that writes through it calls :meth:`wrote` after each write.
+    """
+
+    @property
+    def descriptor(self) -> int: ...
+
+    def wrote(self, offset: int, length: int) -> None:
+        """Tell the store that bytes were written through the descriptor, so that it can
+        spread writeback."""
+        ...
+
+
+class Store(Protocol):
+    """A folder of published files and the uploads on their way to it."""
+
+    def create(self, spec: UploadSpec) -> Upload:
+        """Claim a new, empty upload with epoch 1. Space is checked before anything is
+        made (:class:`tdx.errors.NoSpace`); with ``conflict=error`` a taken name raises
+        :class:`tdx.errors.Exists`."""
+        ...
+
+    def open(self, upload: UploadId) -> Upload:
+        """Claim an upload that an earlier holder left. NotFound, UploadBusy."""
+        ...
+
+    def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
+        """Partials of this owner, name, length and source, newest first, claimed or not.
+        ``length=None`` matches any length; ``source_id=None`` matches only uploads
+        without a source id."""
+        ...
+
+    def partials(self) -> list[Partial]: ...
+
+    def existing(self, name: FileName) -> Existing | None:
+        """The published file of this name, or None. NotFound is never raised; a name
+        whose path is blocked by a file or a link raises :class:`tdx.errors.BadName`."""
+        ...
+
+    def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
+        """Read and hash the published file of this name; its extent digests in order."""
+        ...
+
+    def receipt(self, upload: UploadId) -> Receipt | None: ...
+
+    def receipt_by_key(self, owner: Owner, key: str) -> Receipt | None: ...
+
+    def free_bytes(self) -> int:
+        """What may still be stored: free space less the reserve and less what running
+        uploads will still need."""
+        ...
+
+    def staged_bytes(self) -> int: ...
+
+    def recover(self) -> list[Receipt]:
+        """Finish intents whose inode already carries the final name; called once at
+        start, before any upload is opened."""
+        ...
+
+    def expire(self, now: float, older_than: float | None = None) -> list[Partial]:
+        """Remove partials idle longer than their own lifetime (or than ``older_than``
+        seconds); what was removed. Never one that is claimed, by this process or another.
+        Receipts older than their uploads' lifetime go too."""
+        ...
+
+    def close(self) -> None: ...
+
+
+__all__ = [
+    "Conflict",
+    "Existing",
+    "HasDescriptor",
+    "Partial",
+    "Piece",
+    "Store",
+    "Upload",
+]
