@@ -1,0 +1,1 @@
+"""The orchestration: the only part that knows an event loop."""

@@ -1,0 +1,1 @@
+"""Keeping partial and finished files on disk so that an interruption never costs more than it must."""
