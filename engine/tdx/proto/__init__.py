@@ -1,1 +1,1 @@
-"""The transfer protocol as pure functions and state machines: names, heads, fields and messages; no input or output."""
+"""The protocol as pure functions and state machines: names, heads, fields; no input or output."""

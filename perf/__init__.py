@@ -1,0 +1,3 @@
+"""The benchmarks: `python -m perf`."""
+
+from __future__ import annotations
