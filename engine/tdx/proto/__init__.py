@@ -1,1 +1,1 @@
-"""The protocol as pure functions and state machines: names, heads, fields; no input or output."""
+"""The transfer protocol as pure functions and state machines: names, heads, fields, messages; no I/O."""
