@@ -7,6 +7,7 @@ against somebody who may write to either file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,11 @@ MAX_EXTENT: Final = 64 * MIB
 UNKNOWN_LENGTH_EXTENT: Final = 16 * MIB
 EXTENTS_AIMED_AT: Final = 1024
 DIGEST_SIZE: Final = 16
+BUFFER_FOR_HASHING: Final = MIB
+"""Reads that feed a hasher: well above the 64 KiB under which xxhash keeps the GIL."""
 ALGORITHM: Final = "xxh3-128"
+
+_ROOT: Final = re.compile(r"xxh3-128:([1-9][0-9]{0,9}):([0-9a-f]{32})")
 
 
 class Hasher(Protocol):
@@ -105,20 +110,19 @@ class Root:
     @classmethod
     def over(cls, digests: Sequence[bytes], length: int, extent_size: int) -> Root:
         if len(digests) != extent_count(length, extent_size):
-            raise ValueError(f"{len(digests)} digests do not cover {length} bytes in extents of {extent_size}")
+            raise ValueError(f"{len(digests)} digests do not fit {length} bytes in extents of {extent_size}")
         return cls(extent_size, digest_of(b"".join(digests) + length.to_bytes(8, "big")))
 
     @classmethod
     def parse(cls, text: str) -> Root:
-        """The inverse of ``str``; ValueError for anything else."""
-        algorithm, _, rest = text.partition(":")
-        size, _, value = rest.partition(":")
-        if algorithm != ALGORITHM or not (size.isascii() and size.isdigit()) or len(value) != 2 * DIGEST_SIZE:
+        """The inverse of ``str``; ValueError for anything else, other spellings of a root included."""
+        match = _ROOT.fullmatch(text)
+        if match is None:
             raise ValueError(f"not a root: {text!r} (a root looks like {ALGORITHM}:4194304:<32 hex digits>)")
-        extent_size = int(size)
+        extent_size = int(match[1])
         if not MIN_EXTENT <= extent_size <= MAX_EXTENT or extent_size & (extent_size - 1):
-            raise ValueError(f"not an extent size: {size} (a power of two from {MIN_EXTENT} to {MAX_EXTENT})")
-        return cls(extent_size, bytes.fromhex(value))
+            raise ValueError(f"not a power of two from {MIN_EXTENT} to {MAX_EXTENT}: {extent_size}")
+        return cls(extent_size, bytes.fromhex(match[2]))
 
     def __str__(self) -> str:
         return f"{ALGORITHM}:{self.extent_size}:{self.value.hex()}"
