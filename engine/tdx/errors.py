@@ -135,10 +135,14 @@ class IllegalTransition(ProtocolError):
 
 
 class HeadTooLarge(ProtocolError):
+    """The request line and fields exceed what a head may hold."""
+
     code, status, exit_code, permanent = "head-too-large", 431, 76, True
 
 
 class LengthRequired(ProtocolError):
+    """The request needs a length that it does not tell."""
+
     code, status, exit_code, permanent = "length-required", 411, 76, True
 
 
@@ -149,6 +153,8 @@ class TooLarge(ProtocolError):
 
 
 class MethodNotAllowed(ProtocolError):
+    """The resource, or this receiver, does not know the method."""
+
     code, status, exit_code, permanent = "method-not-allowed", 405, 76, True
 
 
@@ -186,6 +192,12 @@ class Exists(TdxError):
     """The final name is taken and the conflict mode is ``error``."""
 
     code, status, exit_code, permanent = "exists", 409, 73, True
+
+
+class PreconditionFailed(TdxError):
+    """``If-None-Match: *`` and the name is taken (RFC 9110 section 13.1.2)."""
+
+    code, status, exit_code, permanent = "precondition-failed", 412, 73, True
 
 
 class NoSpace(TdxError):
