@@ -126,7 +126,7 @@ def parse_host(value: str) -> tuple[str, int | None]:
             raise ProtocolError(f"not an IPv6 address: {address!r:.80}") from error
         return str(parsed.ipv4_mapped or parsed), port
     host = name.lower().removesuffix(".")
-    if not host or host.startswith(".") or ".." in host:
+    if "" in host.split("."):
         raise ProtocolError(f"not a host: {value!r:.80}")
     return host, port
 
