@@ -97,9 +97,18 @@ class Body(Protocol):
         ...
 
     def readinto(self, view: memoryview) -> int:
-        """Fill ``view`` completely unless the body ends first; the bytes read. Fewer than
-        ``len(view)`` only at the end. Raises ConnectionLost when the peer goes away
-        before the end, Stalled, ProtocolError (bad chunk), or the cancel's reason."""
+        """Fill ``view`` completely unless the body ends or breaks off first; the bytes read.
+
+        Fewer than ``len(view)`` mean that nothing more will come: the next call returns 0
+        at the end of the body, and otherwise raises why it broke off: ConnectionLost when
+        the peer went away before the end, Stalled, ProtocolError (bad chunk). So no
+        byte that arrived is lost to the failure after it. A cancel's reason is raised at
+        once."""
+        ...
+
+    def interrupt(self, reason: BaseException) -> None:
+        """From another thread: make the read that is going on, and any later one, raise
+        ``reason`` within one TICK."""
         ...
 
 
@@ -115,8 +124,8 @@ class RawBody(Body, Protocol):
         ...
 
     def consumed(self, n: int) -> None:
-        """Tell the body that ``n`` bytes were taken from the socket directly. Resets the
-        stall clock."""
+        """Tell the body that ``n`` bytes were taken from the socket directly. 0: the wait
+        for the next ones begins now, the time since the last call was spent elsewhere."""
         ...
 
     def waiting(self) -> None:
@@ -165,13 +174,15 @@ class SendHooks:
     """Callbacks of a sending pump, called in its own thread.
 
     ``sent(n)``: n bytes were handed to the kernel. ``hashed(span, digest)``: digest of
-    a whole extent, from the bytes that were sent. ``pace(n)``: seconds to wait before
-    sending the next n bytes.
+    a whole extent, from the bytes that were sent. ``pace(n)``: seconds over which the next
+    n bytes are to be spread, asked once for them. ``watch`` False: answers to earlier
+    requests are still due on this connection, so a readable socket says nothing about this one.
     """
 
     sent: Callable[[int], None]
     hashed: Callable[[Span, bytes], None]
-    pace: Callable[[int], float] = field(default=lambda n: 0.0)
+    pace: Callable[[int], float] = field(default=lambda _: 0.0)
+    watch: bool = True
 
 
 class EarlyAnswer(Exception):

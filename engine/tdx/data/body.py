@@ -1,0 +1,262 @@
+"""Request bodies as blocking readers: identity (Content-Length) and chunked coding."""
+
+from __future__ import annotations
+
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from tdx.data.buffers import BUFFERS
+from tdx.data.port import Cancel
+from tdx.data.sockets import Patience
+from tdx.errors import ConnectionLost, TdxError
+
+DRAIN_SECONDS: Final = 5.0
+"""Longest that :meth:`drain` goes on, however fast the bytes come."""
+
+_CHUNKED_READ: Final = 256 << 10
+
+
+class ChunkDecoder(Protocol):
+    """The decoder of the chunked coding (RFC 9112 section 7.1), without I/O."""
+
+    def feed(self, data: bytes | memoryview, /) -> list[memoryview]:
+        """The payload found in ``data``, as views into it. ProtocolError for anything
+        that is not the coding."""
+        ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def leftover(self) -> bytes:
+        """What was fed beyond the end of the body."""
+        ...
+
+
+class _SocketBody(ABC):
+    """What both codings share: waiting, stalling, cancelling, draining."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        cancel: Cancel,
+        stall_timeout: float,
+        min_rate: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._sock = sock
+        self._cancel = cancel
+        self._clock = clock
+        self._patience = Patience(stall_timeout, min_rate, clock)
+        self._interrupted: BaseException | None = None
+        self._failure: TdxError | None = None
+
+    @property
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether every byte of the body has been read."""
+
+    @abstractmethod
+    def _read_some(self, view: memoryview) -> int:
+        """Read 1 to ``len(view)`` payload bytes; 0 after a TICK without any."""
+
+    @property
+    def socket(self) -> socket.socket:
+        return self._sock
+
+    def readinto(self, view: memoryview) -> int:
+        """See :class:`tdx.data.port.Body`."""
+        self._check()
+        if self._failure is not None:
+            raise self._failure
+        got = 0
+        size = len(view)
+        self._patience.begin()
+        try:
+            while got < size and not self.ended:
+                n = self._read_some(view[got:])
+                got += n
+                self._check()
+                if n:
+                    self._patience.moved(n)
+                else:
+                    self._patience.waited()
+        except TdxError as error:
+            self._check()
+            self._failure = error
+            if not got:
+                raise
+        return got
+
+    def interrupt(self, reason: BaseException) -> None:
+        self._interrupted = reason
+
+    def drain(self, limit: int) -> int:
+        """Read and drop what is left of the body, at most ``limit`` bytes and for at most
+        :data:`DRAIN_SECONDS`; the bytes dropped. Never raises: it is the courtesy after a
+        refusal (RFC 9112 section 9.6), also where the pump was interrupted. :attr:`ended`
+        tells whether the connection can carry another request."""
+        self._interrupted = None
+        deadline = self._clock() + DRAIN_SECONDS
+        dropped = 0
+        buffer = BUFFERS.take()
+        try:
+            while dropped < limit and not self.ended and self._cancel.reason is None:
+                dropped += self._read_some(buffer[: min(len(buffer), limit - dropped)])
+                if self._clock() >= deadline:
+                    break
+        except TdxError as error:
+            self._failure = error
+        finally:
+            BUFFERS.give(buffer)
+        return dropped
+
+    def _check(self) -> None:
+        self._cancel.check()
+        if self._interrupted is not None:
+            raise self._interrupted
+
+    def _recv(self, view: memoryview, flags: int = 0) -> int:
+        """Bytes received, 0 after a TICK without any; the end of the stream is ConnectionLost."""
+        try:
+            n = self._sock.recv_into(view, len(view), flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._check()
+            raise ConnectionLost(f"the connection broke in the middle of a body: {error.strerror}") from error
+        if not n:
+            self._check()
+            raise ConnectionLost("the connection ended in the middle of a body")
+        return n
+
+
+class IdentityBody(_SocketBody):
+    """A body of ``length`` bytes (Content-Length), beginning with ``prefix``.
+
+    ``prefix`` is what arrived with the head; what of it lies beyond the body is
+    :attr:`leftover`. ``sock`` must have been prepared (:func:`tdx.data.sockets.to_worker`) and is never
+    read beyond the body. ``stall_timeout`` is in seconds, ``min_rate`` in bytes a second
+    (:class:`tdx.data.sockets.Patience`).
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        prefix: bytes,
+        length: int,
+        cancel: Cancel,
+        stall_timeout: float,
+        min_rate: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(sock, cancel, stall_timeout, min_rate, clock)
+        self._length = length
+        self._left = length
+        self._prefix = prefix[:length]
+        self._leftover = prefix[length:]
+
+    @property
+    def length(self) -> int | None:
+        return self._length
+
+    @property
+    def leftover(self) -> bytes:
+        """Bytes of ``prefix`` that belong to the next request."""
+        return self._leftover
+
+    @property
+    def ended(self) -> bool:
+        return self._left == 0
+
+    def remaining(self) -> int:
+        return self._left
+
+    def take_prefix(self) -> bytes:
+        prefix, self._prefix = self._prefix, b""
+        self._left -= len(prefix)
+        return prefix
+
+    def consumed(self, n: int) -> None:
+        if n:
+            self._left -= n
+            self._patience.moved(n)
+        else:
+            self._patience.begin()
+
+    def waiting(self) -> None:
+        self._check()
+        self._patience.waited()
+
+    def _read_some(self, view: memoryview) -> int:
+        if self._prefix:
+            n = min(len(view), len(self._prefix))
+            view[:n] = self._prefix[:n]
+            self._prefix = self._prefix[n:]
+        else:
+            # Without MSG_WAITALL every segment that arrives would cost a call, and the GIL with it.
+            n = self._recv(view[: min(len(view), self._left)], socket.MSG_WAITALL)
+        self._left -= n
+        return n
+
+
+class ChunkedBody(_SocketBody):
+    """A body in chunked coding, beginning with ``prefix``; the other arguments as for
+    :class:`IdentityBody`. ``decoder`` has been fed nothing yet."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        prefix: bytes,
+        cancel: Cancel,
+        stall_timeout: float,
+        decoder: ChunkDecoder,
+        min_rate: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(sock, cancel, stall_timeout, min_rate, clock)
+        self._decoder = decoder
+        self._prefix = prefix
+        self._raw = memoryview(bytearray(_CHUNKED_READ))
+        self._pending: list[memoryview] = []
+
+    @property
+    def length(self) -> int | None:
+        return None
+
+    @property
+    def leftover(self) -> bytes:
+        """Bytes read beyond the body, for the next request; empty until it has ended."""
+        return self._decoder.leftover if self._decoder.finished else b""
+
+    @property
+    def ended(self) -> bool:
+        return self._decoder.finished and not self._pending
+
+    def _read_some(self, view: memoryview) -> int:
+        if not self._pending:
+            self._feed()
+        got = 0
+        while self._pending and got < len(view):
+            part = self._pending[0]
+            n = min(len(view) - got, len(part))
+            view[got : got + n] = part[:n]
+            got += n
+            if n == len(part):
+                del self._pending[0]
+            else:
+                self._pending[0] = part[n:]
+        return got
+
+    def _feed(self) -> None:
+        if self._prefix:
+            data: bytes | memoryview = self._prefix
+            self._prefix = b""
+        else:
+            data = self._raw[: self._recv(self._raw)]
+            if not data:
+                return
+        self._pending = self._decoder.feed(data)

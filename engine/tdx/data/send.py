@@ -1,0 +1,239 @@
+"""The sending pumps: each window of the source is read and hashed once, then sent."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Final, NoReturn
+
+from tdx.data.buffers import BUFFERS
+from tdx.data.port import BUFFER, TICK, Cancel, EarlyAnswer, SendHooks
+from tdx.data.sockets import Patience, has_answer, readable
+from tdx.errors import ConnectionLost, SourceChanged, SourceError
+from tdx.integrity import new_hasher
+from tdx.model import Span, Stages
+
+SMOOTH: Final = 0.1
+"""Seconds between the pieces of a paced window, at most."""
+
+MIN_CALL: Final = 64 << 10
+"""Bytes of a send on a link so slow that even they take longer than a TICK."""
+
+UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
+"""What a kernel or a filesystem without sendfile says."""
+
+Emit = Callable[[int, int], int]
+"""``emit(done, size)`` hands up to ``size`` bytes after the first ``done`` of a window to the
+kernel, in one syscall; how many it took."""
+
+
+class _Outlet:
+    """The socket's side of sending: pacing, stalls, cancels, answers that come early."""
+
+    def __init__(self, sock: socket.socket, hooks: SendHooks, cancel: Cancel, stall_timeout: float) -> None:
+        self.seconds = 0.0
+        self._sock = sock
+        self._hooks = hooks
+        self._cancel = cancel
+        self._patience = Patience(stall_timeout)
+        self._most = BUFFER
+
+    def send(self, size: int, emit: Emit) -> None:
+        """Send a window of ``size`` bytes."""
+        delay = self._hooks.pace(size)
+        pieces = max(1, math.ceil(delay / SMOOTH))
+        done = 0
+        for piece in range(1, pieces + 1):
+            if delay > 0:
+                self._cancel.sleep(delay / pieces)
+            done = self._send_to(size * piece // pieces, done, emit)
+
+    def _send_to(self, end: int, done: int, emit: Emit) -> int:
+        self._patience.begin()
+        while done < end:
+            self._cancel.check()
+            if self._hooks.watch and readable(self._sock):
+                self._raise_lost(None)
+            started = perf_counter()
+            try:
+                n = emit(done, min(end - done, self._most))
+            except BlockingIOError:
+                n = 0
+            except OSError as error:
+                if error.errno in UNSUPPORTED:
+                    raise
+                self._raise_lost(error)
+            took = perf_counter() - started
+            self.seconds += took
+            self._fit_call_to_link(took)
+            if n:
+                done += n
+                self._patience.moved(n)
+                self._hooks.sent(n)
+            else:
+                self._patience.waited()
+        return done
+
+    def _fit_call_to_link(self, took: float) -> None:
+        # A slow link must not keep one call busy for many ticks: progress, early answers and
+        # the stall clock are looked at between calls only.
+        if took > TICK:
+            self._most = max(MIN_CALL, self._most // 2)
+        elif took < TICK / 8:
+            self._most = min(BUFFER, self._most * 2)
+
+    def _raise_lost(self, error: OSError | None) -> NoReturn:
+        """The socket turned readable, or a send failed with ``error``."""
+        self._cancel.check()
+        if has_answer(self._sock):
+            raise EarlyAnswer from error
+        reason = "it was closed" if error is None else error.strerror
+        raise ConnectionLost(f"the connection broke while sending: {reason}") from error
+
+
+class _FileSender:
+    """One run of extents of one file."""
+
+    def __init__(self, outlet: _Outlet, sock: socket.socket, descriptor: int, hooks: SendHooks) -> None:
+        self.stages = Stages()
+        self._outlet = outlet
+        self._sock = sock
+        self._descriptor = descriptor
+        self._hooks = hooks
+
+    def run(self, extents: Sequence[Span], *, zero_copy: bool) -> None:
+        buffer = BUFFERS.take()
+        try:
+            for extent in extents:
+                hasher = new_hasher()
+                for start in range(extent.start, extent.end, len(buffer)):
+                    view = buffer[: min(len(buffer), extent.end - start)]
+                    started = perf_counter()
+                    self._read(view, start)
+                    read = perf_counter()
+                    hasher.update(view)
+                    self.stages.read += read - started
+                    self.stages.hash += perf_counter() - read
+                    zero_copy = self._send_window(view, start, zero_copy=zero_copy)
+                self._hooks.hashed(extent, hasher.digest())
+        finally:
+            BUFFERS.give(buffer)
+            self.stages.send += self._outlet.seconds
+
+    def _read(self, view: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                n = os.preadv(self._descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                raise SourceError(f"cannot read the source: {error.strerror}") from error
+            if not n:
+                raise _shorter(offset + done)
+            done += n
+
+    def _send_window(self, view: memoryview, start: int, *, zero_copy: bool) -> bool:
+        """Send what was just read and hashed; whether zero copy still works."""
+        sent = 0
+        out, source = self._sock.fileno(), self._descriptor
+
+        def from_file(done: int, size: int) -> int:
+            nonlocal sent
+            n = os.sendfile(out, source, start + done, size)
+            if not n:
+                raise _shorter(start + done)
+            sent = done + n
+            return n
+
+        if zero_copy:
+            try:
+                self._outlet.send(len(view), from_file)
+                return True
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+        rest = view[sent:]
+        self._outlet.send(len(rest), _from_memory(self._sock, rest))
+        return False
+
+
+def _from_memory(sock: socket.socket, view: memoryview) -> Emit:
+    return lambda done, size: sock.send(view[done : done + size])
+
+
+def _shorter(size: int) -> SourceChanged:
+    return SourceChanged(f"the source ends at {size} now: it was cut while being sent")
+
+
+class SendfileSend:
+    """Hashes each window from a buffer and sends the same range, still hot, from the page cache.
+
+    Where the kernel or the filesystem refuses, the rest is sent from the buffers.
+    """
+
+    @property
+    def name(self) -> str:
+        return "sendfile"
+
+    def send(
+        self,
+        sock: socket.socket,
+        descriptor: int,
+        extents: Sequence[Span],
+        hooks: SendHooks,
+        cancel: Cancel,
+        stall_timeout: float,
+    ) -> Stages:
+        """See :class:`tdx.data.port.SendPump`."""
+        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, zero_copy=True)
+
+
+class BufferedSend:
+    """Sends each window from the buffer that it was hashed in: what is sent is what was hashed,
+    whatever happens to the file meanwhile."""
+
+    @property
+    def name(self) -> str:
+        return "buffered"
+
+    def send(
+        self,
+        sock: socket.socket,
+        descriptor: int,
+        extents: Sequence[Span],
+        hooks: SendHooks,
+        cancel: Cancel,
+        stall_timeout: float,
+    ) -> Stages:
+        """See :class:`tdx.data.port.SendPump`."""
+        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, zero_copy=False)
+
+
+def _send_file(
+    sock: socket.socket,
+    descriptor: int,
+    extents: Sequence[Span],
+    hooks: SendHooks,
+    cancel: Cancel,
+    stall_timeout: float,
+    *,
+    zero_copy: bool,
+) -> Stages:
+    sender = _FileSender(_Outlet(sock, hooks, cancel, stall_timeout), sock, descriptor, hooks)
+    sender.run(extents, zero_copy=zero_copy)
+    return sender.stages
+
+
+def send_buffer(
+    sock: socket.socket, view: memoryview, hooks: SendHooks, cancel: Cancel, stall_timeout: float
+) -> Stages:
+    """Send bytes that are already in memory (standard input) and whose digest the caller knows;
+    ``hooks.hashed`` is not called. Errors as for :class:`tdx.data.port.SendPump`."""
+    outlet = _Outlet(sock, hooks, cancel, stall_timeout)
+    for start in range(0, len(view), BUFFER):
+        window = view[start : start + BUFFER]
+        outlet.send(len(window), _from_memory(sock, window))
+    return Stages(send=outlet.seconds)
