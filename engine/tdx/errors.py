@@ -4,7 +4,7 @@ Every failure that a person, a script or the other end can meet is a class
 here, and carries four stable facts: a ``code`` (the last part of the RFC 9457
 problem ``type``), the HTTP ``status`` a receiver answers with, the
 ``exit_code`` (sysexits.h) a command ends with, and whether the failure is
-``permanent``, that is, whether repeating the same request can ever succeed.
+``permanent``, that is, whether a run that meets it should give up at once.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class PreconditionFailed(TdxError):
 class NoSpace(TdxError):
     """What would be stored exceeds what may be used."""
 
-    code, status, exit_code, permanent = "no-space", 507, 73, False
+    code, status, exit_code, permanent = "no-space", 507, 73, True
 
 
 class StorageError(TdxError):

@@ -1,0 +1,170 @@
+"""The sender's requests: one peer, kept-alive connections, answers with their errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, TypeVar, cast
+
+from tdx.control.connection import Connection
+from tdx.control.dial import ConnectionPool, Dialer
+from tdx.control.progress import Tally
+from tdx.control.workers import Workers
+from tdx.data.port import Cancel, EarlyAnswer
+from tdx.errors import (
+    ConnectionLost,
+    DigestMismatch,
+    Interrupted,
+    NotFound,
+    ProtocolError,
+    TdxError,
+    Unreachable,
+    VerificationFailed,
+)
+from tdx.policy.retry import Retrier, RetryPolicy
+from tdx.proto import problem
+from tdx.proto.head import Headers, format_request, parse_response
+from tdx.proto.receiver import MAX_REPAIR_ROUNDS
+
+ANSWER_LIMIT: Final = 64 << 20
+"""Most bytes of an answer: the list of every extent of the largest commit fits."""
+
+T = TypeVar("T")
+Fields = Iterable[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: Headers
+    body: bytes
+
+    def document(self) -> dict[str, object]:
+        """The JSON object of the body; ProtocolError for anything else."""
+        try:
+            parsed: object = json.loads(self.body)
+        except (ValueError, RecursionError):
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise ProtocolError("the peer's answer is not a JSON object; is it a tdx receiver?")
+        return cast("dict[str, object]", parsed)
+
+
+class Client:
+    """Talks to one peer. Used by the loop's thread only."""
+
+    def __init__(self, dialer: Dialer, workers: Workers, policy: RetryPolicy, stall_timeout: float) -> None:
+        self.peer = dialer.peer
+        self.workers = workers
+        self.stall_timeout = stall_timeout
+        self._pool = ConnectionPool(dialer)
+        self._policy = policy
+
+    def close(self) -> None:
+        self._pool.close()
+
+    async def request(self, method: str, target: str, fields: Fields = (), body: bytes = b"") -> Answer:
+        """One exchange with a body that is at hand. A status of 400 and more raises what
+        the problem document says."""
+
+        async def write(connection: Connection, head: bytes) -> None:
+            await connection.send(head + body, self.stall_timeout)
+
+        return await self._exchange(method, target, [*fields, ("Content-Length", str(len(body)))], write)
+
+    async def upload(
+        self,
+        method: str,
+        target: str,
+        fields: Fields,
+        length: int,
+        pump: Callable[[socket.socket], T],
+        cancel: Cancel,
+    ) -> tuple[Answer, T | None]:
+        """One exchange whose body of ``length`` bytes ``pump(socket)`` writes in a worker.
+
+        The pump's result is None where the peer answered before the body's end.
+        """
+        result: T | None = None
+
+        async def write(connection: Connection, head: bytes) -> None:
+            nonlocal result
+            await connection.send(head, self.stall_timeout)
+            try:
+                result = await connection.lend(pump, cancel)
+            except EarlyAnswer:
+                result = None
+
+        answer = await self._exchange(method, target, [*fields, ("Content-Length", str(length))], write)
+        return answer, result
+
+    async def _exchange(
+        self,
+        method: str,
+        target: str,
+        fields: Fields,
+        write: Callable[[Connection, bytes], Awaitable[None]],
+    ) -> Answer:
+        connection = await self._pool.acquire()
+        reusable = False
+        try:
+            await write(connection, format_request(method, target, [("Host", str(self.peer)), *fields]))
+            answer, reusable = await self._read_answer(connection, to_head=method == "HEAD")
+        finally:
+            if reusable:
+                self._pool.release(connection)
+            else:
+                connection.close()
+        if answer.status >= 400:
+            raise problem.parse(answer.status, answer.headers.get("content-type"), answer.body)
+        return answer
+
+    async def _read_answer(self, connection: Connection, *, to_head: bool) -> tuple[Answer, bool]:
+        while True:
+            raw = await connection.read_head(self.stall_timeout)
+            if raw is None:
+                raise ConnectionLost(f"{self.peer} closed the connection without an answer")
+            head = parse_response(raw, to_head=to_head)
+            if head.status >= 200:
+                break
+        body = await connection.read_body(head.framing, ANSWER_LIMIT, self.stall_timeout)
+        return Answer(head.status, head.headers, body), head.keep_alive
+
+    def retrier(self) -> Retrier:
+        return Retrier(self._policy, random)
+
+    async def pause_after(self, error: TdxError, retrier: Retrier, tally: Tally) -> None:
+        """Wait as the policy says after a failure that repeating can mend; raise where it cannot.
+
+        Not reaching a peer that was reached before in this run counts as a dropped connection.
+        """
+        if isinstance(error, NotFound):
+            raise Interrupted(f"{self.peer} no longer has this upload; run the push again") from error
+        if isinstance(error, Unreachable) and not self._pool.met:
+            raise error
+        wait = retrier.failed(error, asyncio.get_running_loop().time())
+        if wait is None:
+            if isinstance(error, Unreachable):
+                raise ConnectionLost(f"{error.message}; run again with --resume") from error
+            raise error
+        tally.retries += 1
+        await asyncio.sleep(wait)
+
+    async def persist(self, work: Callable[[], Awaitable[T]], tally: Tally) -> T:
+        """Repeat an idempotent exchange until it succeeds or the policy gives up; bytes
+        that arrived corrupt are sent again at once, a bounded number of times."""
+        retrier = self.retrier()
+        repairs = 0
+        while True:
+            try:
+                return await work()
+            except DigestMismatch as error:
+                if repairs == MAX_REPAIR_ROUNDS:
+                    raise VerificationFailed(f"{error.message}, also after {repairs} repairs") from error
+                repairs += 1
+            except TdxError as error:
+                await self.pause_after(error, retrier, tally)

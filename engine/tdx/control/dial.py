@@ -1,0 +1,131 @@
+"""From a peer's name to a connection to the right machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from tdx.control.connection import Connection, endpoint_of
+from tdx.control.workers import Workers
+from tdx.errors import Forbidden, UnknownPeer, Unreachable, UsageError
+from tdx.identity.port import Endpoint
+from tdx.identity.registry import Identities
+from tdx.model import Owner
+
+DEFAULT_PORT: Final = 8390
+CONNECT_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A receiver as the caller named it."""
+
+    host: str
+    port: int = DEFAULT_PORT
+
+    @classmethod
+    def parse(cls, text: str) -> Peer:
+        """``HOST``, ``HOST:PORT`` or ``[V6]:PORT``; a trailing ``:`` is accepted."""
+        given = text.removesuffix(":")
+        if given.startswith("["):
+            host, closed, rest = given[1:].partition("]")
+            port = rest.removeprefix(":")
+            if not closed or (rest and not rest.startswith(":")):
+                raise UsageError(f"not a peer: {text!r} (an IPv6 address is written [ADDRESS]:PORT)")
+        elif given.count(":") > 1:
+            host, port = given, ""
+        else:
+            host, _, port = given.partition(":")
+        if not host or any(c.isspace() or c == "/" for c in host):
+            raise UsageError(f"not a peer: {text!r} (a peer is HOST or HOST:PORT)")
+        if not port:
+            return cls(host)
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise UsageError(f"not a port: {port!r} in {text!r}")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Dialer:
+    """Connects to one peer, and makes sure that it is that peer before anything is sent."""
+
+    def __init__(self, peer: Peer, identities: Identities, own: Owner, workers: Workers) -> None:
+        self.peer = peer
+        self._identities = identities
+        self._own = own
+        self._workers = workers
+
+    async def dial(self) -> Connection:
+        """A connection on which a file may be sent in plain HTTP.
+
+        UnknownPeer, Unreachable, or Forbidden where no provider confirms who listens there.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self.peer.host, self.peer.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a host name"
+            raise UnknownPeer(f"no peer is called {self.peer.host}: {reason}") from None
+        failures: list[str] = []
+        for family, kind, protocol, _, address in found:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await loop.sock_connect(sock, address)
+                await self._confirm(endpoint_of(address))
+                return Connection(sock, self._workers.bodies)
+            except TimeoutError:
+                failures.append("no answer")
+            except OSError as error:
+                failures.append(error.strerror or str(error))
+            except BaseException:
+                sock.close()
+                raise
+            sock.close()
+        raise Unreachable(
+            f"cannot reach {self.peer}: {'; '.join(dict.fromkeys(failures))}; is `tdx serve` running there?"
+        )
+
+    async def _confirm(self, destination: Endpoint) -> None:
+        identity = await self._workers.on_disk(self._identities.confirm, destination)
+        if identity is None:
+            raise Forbidden(
+                f"nothing vouches for who listens at {destination.host} port {destination.port}; "
+                "plain HTTP goes only to receivers of this machine"
+            )
+        if identity.owner != self._own:
+            raise Forbidden(
+                f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
+            )
+
+
+class ConnectionPool:
+    """Kept-alive connections to one peer, each used by one request at a time."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+        self._idle: list[Connection] = []
+        self.met = False
+        """Whether the peer has been reached once: from then on, not reaching it is temporary."""
+
+    async def acquire(self) -> Connection:
+        if self._idle:
+            return self._idle.pop()
+        connection = await self._dialer.dial()
+        self.met = True
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        self._idle.append(connection)
+
+    def close(self) -> None:
+        while self._idle:
+            with contextlib.suppress(OSError):
+                self._idle.pop().close()

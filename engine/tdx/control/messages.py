@@ -1,0 +1,132 @@
+"""Requests as handlers see them, and the answers they return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Final, TypeVar
+
+from tdx.control.connection import Connection
+from tdx.data.body import ChunkedBody, IdentityBody
+from tdx.data.port import Cancel
+from tdx.errors import ConnectionLost, Forbidden, ProtocolError, Stalled, TdxError
+from tdx.identity.port import Identity
+from tdx.policy.admission import Limits
+from tdx.proto import problem
+from tdx.proto.chunked import ChunkedDecoder
+from tdx.proto.head import RequestHead, format_response
+
+JSON_TYPE: Final = "application/json"
+PROBLEM_TYPE: Final = "application/problem+json"
+PROCESSING_SECONDS: Final = 5.0
+
+T = TypeVar("T")
+
+FileBody = IdentityBody | ChunkedBody
+
+
+@dataclass(slots=True)
+class Response:
+    """One answer: a status, its fields (Content-Length and Date are added), and a body."""
+
+    status: int
+    fields: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    body: bytes = b""
+
+    def encode(self, *, keep_alive: bool, to_head: bool = False) -> bytes:
+        fields = [("Date", formatdate(usegmt=True)), *self.fields]
+        if self.status != 204:
+            fields.append(("Content-Length", str(len(self.body))))
+        if not keep_alive:
+            fields.append(("Connection", "close"))
+        return format_response(self.status, fields) + (b"" if to_head else self.body)
+
+
+def json_response(status: int, document: object, fields: Iterable[tuple[str, str]] = ()) -> Response:
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return Response(status, [("Content-Type", JSON_TYPE), *fields], body)
+
+
+def problem_response(error: TdxError, fields: Iterable[tuple[str, str]] = ()) -> Response:
+    status, body = problem.render(error)
+    return Response(status, [("Content-Type", PROBLEM_TYPE), *fields], body)
+
+
+class Exchange:
+    """One request and the connection it came on.
+
+    The body is read through this object, once; :attr:`body_done` tells whether the
+    connection stands at the next request.
+    """
+
+    def __init__(
+        self, connection: Connection, head: RequestHead, caller: Identity | None, limits: Limits
+    ) -> None:
+        self.connection = connection
+        self.head = head
+        self.caller = caller
+        self.limits = limits
+        framing = head.framing
+        self.body_done = not framing.chunked and framing.length == 0
+        self._expects_continue = (head.headers.get("expect") or "").lower() == "100-continue"
+
+    @property
+    def identity(self) -> Identity:
+        """The caller, once the policy has let it in."""
+        if self.caller is None:
+            raise Forbidden("nobody vouches for this connection")
+        return self.caller
+
+    @property
+    def headers(self) -> Callable[[str], str | None]:
+        return self.head.headers.get
+
+    @property
+    def speaks_tdx(self) -> bool:
+        """Whether the sender is tdx's own and so understands 102 (Processing)."""
+        return "tdx-epoch" in self.head.headers or "tdx-upload-key" in self.head.headers
+
+    async def _continue(self) -> None:
+        if self._expects_continue and not self.body_done and not self.connection.has_ahead:
+            await self.connection.send(format_response(100, []), self.limits.head_timeout)
+        self._expects_continue = False
+
+    async def keep_posted(self, work: Coroutine[object, object, T]) -> T:
+        """Await a long step; a tdx sender is told meanwhile that it goes on, with
+        102 (Processing, RFC 2518 section 10.1). The step is finished even when the
+        sender has gone: what it publishes must get its receipt."""
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait([task], timeout=PROCESSING_SECONDS))[0]:
+            if self.speaks_tdx:
+                with contextlib.suppress(ConnectionLost, Stalled):
+                    await self.connection.send(format_response(102, []), self.limits.head_timeout)
+        return task.result()
+
+    async def small_body(self, limit: int) -> bytes:
+        await self._continue()
+        body = await self.connection.read_body(self.head.framing, limit, self.limits.stall_timeout)
+        self.body_done = True
+        return body
+
+    async def file_body(self, cancel: Cancel) -> FileBody:
+        """The body as a blocking reader for a pump; call :meth:`file_body_ended` after it."""
+        await self._continue()
+        framing, connection = self.head.framing, self.connection
+        stall, rate = self.limits.stall_timeout, self.limits.min_body_rate
+        if framing.chunked:
+            ahead = connection.take_ahead()
+            return ChunkedBody(connection.sock, ahead, cancel, stall, ChunkedDecoder(), min_rate=rate)
+        if framing.length is None:
+            raise ProtocolError("a request body needs Content-Length or chunked coding")
+        ahead = connection.take_ahead(framing.length)
+        return IdentityBody(connection.sock, ahead, framing.length, cancel, stall, min_rate=rate)
+
+    def file_body_ended(self, body: FileBody) -> None:
+        """The pump took every byte of ``body``."""
+        if isinstance(body, ChunkedBody):
+            self.connection.give_back(body.leftover)
+        self.body_done = True

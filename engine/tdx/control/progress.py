@@ -1,0 +1,74 @@
+"""What a push reports while it runs and when it ends."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from tdx.errors import ProtocolError
+from tdx.model import Outcome, Stages
+
+
+@dataclass(slots=True)
+class Tally:
+    """Live figures of one push: bumped by its threads, read by whoever shows them.
+
+    ``total`` is None while the length is unknown. ``phase`` is one of ``connecting``,
+    ``checking`` (hashing to see whether the file is there already), ``sending``,
+    ``committing``. ``ours`` and ``theirs`` are the stage seconds of both ends; the
+    receiver's arrive with its answers.
+    """
+
+    total: int | None = None
+    phase: str = "connecting"
+    sent: int = 0
+    resumed: int = 0
+    checked: int = 0
+    retries: int = 0
+    ours: Stages = field(default_factory=Stages)
+    theirs: Stages = field(default_factory=Stages)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add_sent(self, n: int) -> None:
+        with self._lock:
+            self.sent += n
+
+    def add_checked(self, n: int) -> None:
+        with self._lock:
+            self.checked += n
+
+    def add_stages(self, ours: Stages) -> None:
+        with self._lock:
+            self.ours.add(ours)
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """A push that ended well. ``sent_bytes`` counts every byte of content put on the wire,
+    also those sent twice; ``resumed_bytes`` what the receiver held when it began;
+    ``path`` is where the file is, relative to the receiver's folder."""
+
+    outcome: Outcome
+    name: str
+    path: str
+    size: int
+    sent_bytes: int
+    resumed_bytes: int
+    seconds: float
+    root: str | None
+
+
+def receipt_of(document: dict[str, object], tally: Tally, seconds: float, root: str | None) -> PushResult:
+    """The result that a receiver's receipt and our own figures make; ProtocolError for one
+    that lacks what it must have, or that names another root than what was sent."""
+    outcome, name, path, size = (document.get(key) for key in ("outcome", "name", "path", "size"))
+    try:
+        ended = Outcome(str(outcome))
+    except ValueError:
+        raise ProtocolError(f"the peer says {outcome!r}; is it a tdx receiver?") from None
+    if not (isinstance(name, str) and isinstance(path, str) and isinstance(size, int)):
+        raise ProtocolError("the peer's receipt is not one; is it a tdx receiver?")
+    theirs = document.get("root")
+    if ended is not Outcome.SKIPPED and theirs is not None and theirs != root:
+        raise ProtocolError(f"the peer has {theirs} under {path}, what was sent is {root}")
+    return PushResult(ended, name, path, size, tally.sent, tally.resumed, seconds, root)

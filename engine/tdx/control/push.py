@@ -1,0 +1,263 @@
+"""Pushing one file: open, send what is missing, commit, repair, result."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdx.control.client import Answer, Client
+from tdx.control.pace import Pace
+from tdx.control.progress import PushResult, Tally, receipt_of
+from tdx.control.sending import OpenUpload, Sending, first_of
+from tdx.control.whole import put_whole
+from tdx.data.port import Cancel
+from tdx.data.probe import choose_send
+from tdx.data.source import Source
+from tdx.errors import ExtentsDiffer, Interrupted, ProtocolError, VerificationFailed
+from tdx.integrity import Root, digest_of, extent_count, extent_size_for, extent_span, extents_of, zero_digest
+from tdx.model import Conflict, Outcome, Span
+from tdx.proto import fields
+from tdx.proto.names import check_name, encode_name
+from tdx.proto.sender import PushEvent, PushMachine, PushState
+from tdx.ranges import RangeSet
+from tdx.store.digestlog import DigestLog
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What the caller wishes for one push.
+
+    ``state`` is the folder for digest logs; ``streams`` None: chosen by measuring;
+    ``pump`` None: chosen by probing.
+    """
+
+    state: Path
+    name: str | None = None
+    conflict: Conflict = Conflict.RENAME
+    resume: bool = False
+    streams: int | None = None
+    pump: str | None = None
+
+
+class FilePush:
+    """One run of one push of an open source."""
+
+    def __init__(
+        self, client: Client, source: Source, options: PushOptions, pace: Pace, tally: Tally
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._options = options
+        self._pace = pace
+        self._tally = tally
+        self._machine = PushMachine()
+        self._name = check_name(Path(source.path).name if options.name is None else options.name)
+        self._target = "/files/" + encode_name(self._name)
+        self._length = source.length
+        self._extent_size = extent_size_for(source.length)
+        self._count = extent_count(source.length, self._extent_size)
+        self._digests: dict[int, bytes] = {}
+        self._log = DigestLog.open(
+            options.state / "digests",
+            source.source_id,
+            source.stat_key,
+            self._extent_size,
+            trustworthy=not source.young(time.time()),
+        )
+        tally.total = source.length
+
+    async def run(self) -> PushResult:
+        """Push the file; the result once it is durable under its final name."""
+        started = asyncio.get_running_loop().time()
+        root: str | None
+        if self._count <= 1:
+            document, root = await self._push_whole()
+        else:
+            with self._log:
+                document, root = await self._push_upload()
+        seconds = asyncio.get_running_loop().time() - started
+        return receipt_of(document, self._tally, seconds, root)
+
+    def _meta(self) -> list[tuple[str, str]]:
+        return [
+            ("Tdx-Conflict", self._options.conflict.value),
+            ("Tdx-Mtime", str(self._source.mtime_ns)),
+            ("Tdx-Mode", f"{self._source.mode:o}"),
+        ]
+
+    # --- at most one extent ----------------------------------------------------
+
+    async def _push_whole(self) -> tuple[dict[str, object], str]:
+        content = memoryview(await self._client.workers.on_disk(self._source.read_all))
+        self._source.check_unchanged()
+        self._tally.phase = "sending"
+        self._machine.handle(PushEvent.OPEN)
+        answer = await put_whole(self._client, self._target, content, self._meta(), self._pace, self._tally)
+        self._machine.handle(PushEvent.RECEIPT)
+        digests = [digest_of(content)] if self._count else []
+        return answer.document(), str(Root.over(digests, self._length, self._extent_size))
+
+    # --- many extents ----------------------------------------------------------
+
+    async def _push_upload(self) -> tuple[dict[str, object], str | None]:
+        holes = await self._client.workers.on_disk(self._source.holes, self._extent_size)
+        self._take_zero_digests(holes)
+        self._digests.update(self._log.digests())
+        self._machine.handle(PushEvent.OPEN)
+        answer = await self._client.persist(lambda: self._create(holes), self._tally)
+        document = answer.document()
+        if document.get("outcome") == Outcome.SKIPPED:
+            self._machine.handle(PushEvent.RECEIPT)
+            return document, None
+        upload = OpenUpload.parse(document, self._length)
+        if upload.extent_size != self._extent_size:
+            raise ProtocolError(f"the peer cuts {self._length} bytes into extents of {upload.extent_size}")
+        missing = self._missing(upload.held)
+        self._tally.resumed = self._length - missing.total() if upload.resumed else 0
+        if upload.existing and not (upload.resumed and upload.unchanged):
+            self._machine.handle(PushEvent.SAME_NAME)
+            settled = await self._check_identical(upload)
+            if isinstance(settled, Answer):
+                self._machine.handle(PushEvent.RECEIPT)
+                return settled.document(), self._root()
+            self._machine.handle(PushEvent.DIFFERENT)
+            missing = settled
+        else:
+            self._machine.handle(PushEvent.OPENED)
+        answer = await self._send_and_commit(upload, missing)
+        self._machine.handle(PushEvent.RECEIPT)
+        return answer.document(), self._root()
+
+    def _take_zero_digests(self, holes: list[Span]) -> None:
+        size = self._extent_size
+        zeros = RangeSet(holes)
+        for hole in holes:
+            for index in extents_of(hole, size):
+                span = extent_span(index, self._length, size)
+                if zeros.covers(span):
+                    self._digests[index] = zero_digest(len(span))
+
+    async def _create(self, holes: list[Span]) -> Answer:
+        request = [
+            *self._meta(),
+            ("Upload-Complete", "?0"),
+            ("Upload-Length", str(self._length)),
+            ("Tdx-Source", self._source.source_id),
+            ("Tdx-Fingerprint", self._source.fingerprint),
+            ("Tdx-Resume", fields.format_boolean(self._options.resume)),
+        ]
+        if holes:
+            request.append(("Tdx-Holes", fields.format_spans(holes)))
+        return await self._client.request("POST", self._target, request)
+
+    def _missing(self, held: RangeSet) -> RangeSet:
+        """What to send so that the receiver has every extent: whole extents only."""
+        missing = RangeSet()
+        for gap in held.missing(self._length):
+            for index in extents_of(gap, self._extent_size):
+                missing.add(extent_span(index, self._length, self._extent_size))
+        return missing
+
+    async def _check_identical(self, upload: OpenUpload) -> Answer | RangeSet:
+        """Hash the source and ask whether the published file of this name is the same:
+        the receipt if so, else what is to be sent."""
+        self._tally.phase = "checking"
+        await self._hash(range(self._count), Cancel())
+        try:
+            return await self._client.persist(
+                lambda: self._commit(upload, [("Tdx-Check", "?1")]), self._tally
+            )
+        except ExtentsDiffer as difference:
+            return self._spans_of(difference.extents)
+
+    async def _send_and_commit(self, upload: OpenUpload, missing: RangeSet) -> Answer:
+        held = [index for index in range(self._count) if not missing.covers(self._span(index))]
+        while True:
+            self._tally.phase = "sending"
+            await self._send_and_hash(upload, missing, [i for i in held if i not in self._digests])
+            self._tally.phase = "committing"
+            self._source.check_unchanged()
+            self._machine.handle(PushEvent.SENT)
+            try:
+                return await self._client.persist(lambda: self._commit(upload, []), self._tally)
+            except ExtentsDiffer as difference:
+                if self._machine.handle(PushEvent.DIFFER) is PushState.FAILED:
+                    raise VerificationFailed(f"{self._name}: the receiver keeps asking for repairs") from None
+                missing, held = self._spans_of(difference.extents), []
+
+    async def _send_and_hash(self, upload: OpenUpload, missing: RangeSet, unknown: list[int]) -> None:
+        """Send what is missing and meanwhile hash what the receiver holds and we have no
+        digest of."""
+        sending = Sending(
+            self._client,
+            upload,
+            self._source,
+            choose_send(self._options.pump, self._source.descriptor),
+            self._pace,
+            self._tally,
+            streams=self._options.streams,
+            hashed=self._hashed,
+        )
+        cancel = Cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(sending.send(missing))
+                if unknown:
+                    group.create_task(self._hash(unknown, cancel))
+        except BaseExceptionGroup as failures:
+            raise first_of(failures) from None
+        finally:
+            cancel.set(Interrupted("stopped"))
+
+    def _hashed(self, span: Span, digest: bytes) -> None:
+        index = span.start // self._extent_size
+        self._digests[index] = digest
+        self._log.append(index, digest)
+
+    async def _hash(self, indices: range | list[int], cancel: Cancel) -> None:
+        """Read and hash these extents in a worker thread, those with a digest excepted."""
+
+        def work() -> None:
+            wanted = [index for index in indices if index not in self._digests]
+            for index, digest in self._source.hash_extents(wanted, self._extent_size):
+                cancel.check()
+                span = self._span(index)
+                self._hashed(span, digest)
+                self._tally.add_checked(len(span))
+
+        future = asyncio.ensure_future(self._client.workers.on_disk(work))
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancel.set(Interrupted("stopped"))
+            await asyncio.wait([future])
+            future.exception()
+            raise
+
+    async def _commit(self, upload: OpenUpload, extra: list[tuple[str, str]]) -> Answer:
+        body = b"".join(self._digests[index] for index in range(self._count))
+        return await self._client.request(
+            "POST",
+            upload.target + "/commit",
+            [
+                *upload.fields,
+                *extra,
+                ("Upload-Length", str(self._length)),
+                ("Content-Type", "application/octet-stream"),
+            ],
+            body,
+        )
+
+    def _root(self) -> str:
+        digests = [self._digests[index] for index in range(self._count)]
+        return str(Root.over(digests, self._length, self._extent_size))
+
+    def _span(self, index: int) -> Span:
+        return extent_span(index, self._length, self._extent_size)
+
+    def _spans_of(self, indices: list[int]) -> RangeSet:
+        if any(not 0 <= index < self._count for index in indices) or not indices:
+            raise ProtocolError("the peer asks for extents that the file does not have")
+        return RangeSet(self._span(index) for index in indices)

@@ -1,0 +1,37 @@
+"""What every handler of the receiver works with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from tdx.config import ServeConfig
+from tdx.control.sessions import Sessions
+from tdx.control.workers import Workers
+from tdx.identity.registry import Identities
+from tdx.metrics import Metrics
+from tdx.model import Owner
+from tdx.policy.admission import Admission, Limits
+from tdx.store.port import Partial, Store
+
+
+@dataclass(slots=True)
+class Receiver:
+    """The parts of one running receiver. ``owner`` is the receiver's own identity's key."""
+
+    config: ServeConfig
+    store: Store
+    sessions: Sessions
+    workers: Workers
+    identities: Identities
+    admission: Admission
+    metrics: Metrics
+    owner: Owner
+
+    def expire(self) -> list[Partial]:
+        """Remove abandoned uploads; what was removed. Blocks."""
+        return self.store.expire(time.time())
+
+    @property
+    def limits(self) -> Limits:
+        return self.config.limits

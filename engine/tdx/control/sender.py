@@ -1,0 +1,65 @@
+"""The sending side of one process: one peer, its connections, and pushes to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tdx.control.client import Client
+from tdx.control.dial import Dialer, Peer
+from tdx.control.pace import Pace
+from tdx.control.progress import PushResult, Tally
+from tdx.control.push import FilePush, PushOptions
+from tdx.control.streamed import StreamPush
+from tdx.control.workers import Workers
+from tdx.data.source import Source
+from tdx.identity.local import LocalProvider
+from tdx.identity.registry import Identities
+from tdx.policy.retry import RetryPolicy
+
+MOST_STREAMS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SenderOptions:
+    """What holds for every push to the peer. ``limit_rate`` is in bytes per second over all
+    streams, ``stall_timeout`` in seconds, ``retries`` how many failures in a row without
+    progress are borne."""
+
+    limit_rate: float | None = None
+    retries: int = RetryPolicy().retries
+    stall_timeout: float = 60.0
+
+
+class Sender:
+    """Pushes to one peer. Used inside ``async with``, which closes connections and threads."""
+
+    def __init__(self, peer: Peer, options: SenderOptions) -> None:
+        provider = LocalProvider(os.getuid())
+        self._workers = Workers(bodies=MOST_STREAMS)
+        dialer = Dialer(peer, Identities([provider]), provider.own.owner, self._workers)
+        policy = RetryPolicy(retries=options.retries)
+        self._client = Client(dialer, self._workers, policy, options.stall_timeout)
+        self._pace = Pace(options.limit_rate)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+        self._workers.close()
+
+    async def push_file(self, path: Path, options: PushOptions, tally: Tally) -> PushResult:
+        """Push one regular file. Raises what ended the push; a partial is kept."""
+        with await self._workers.on_disk(Source.open, path) as source:
+            return await FilePush(self._client, source, options, self._pace, tally).run()
+
+    async def push_stream(self, descriptor: int, options: PushOptions, tally: Tally) -> PushResult:
+        """Push what can be read from ``descriptor`` until its end."""
+        push = StreamPush(self._client, descriptor, options.name, options.conflict, self._pace, tally)
+        return await push.run()

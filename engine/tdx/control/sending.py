@@ -1,0 +1,222 @@
+"""Sending the missing extents of one upload over parallel streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+from tdx.control.client import Client
+from tdx.control.pace import Pace
+from tdx.control.progress import Tally
+from tdx.data.port import Cancel, SendHooks, SendPump
+from tdx.data.source import Source
+from tdx.errors import ProtocolError, TdxError
+from tdx.integrity import cut
+from tdx.model import Span, Stages, UploadId
+from tdx.policy.retry import Retrier
+from tdx.policy.schedule import StreamCount, StreamScheduler
+from tdx.proto.fields import ContentRange, format_content_range
+from tdx.ranges import RangeSet
+
+OBSERVE_SECONDS: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """What the receiver said when it opened the upload. ``streams`` is its limit."""
+
+    id: UploadId
+    epoch: int
+    extent_size: int
+    length: int | None
+    held: RangeSet
+    streams: int
+    existing: bool
+    resumed: bool
+    unchanged: bool
+
+    @property
+    def target(self) -> str:
+        return f"/uploads/{self.id}"
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        return [("Tdx-Epoch", str(self.epoch))]
+
+    @classmethod
+    def parse(cls, document: dict[str, object], length: int | None) -> OpenUpload:
+        """From the receiver's answer to a creation; ProtocolError where it is not one."""
+        upload, epoch, size, streams = (
+            document.get(key) for key in ("id", "epoch", "extent_size", "streams")
+        )
+        held = document.get("held")
+        if not (isinstance(upload, str) and isinstance(epoch, int) and isinstance(size, int)):
+            raise ProtocolError("the peer's answer names no upload; is it a tdx receiver?")
+        return cls(
+            id=UploadId(upload),
+            epoch=epoch,
+            extent_size=size,
+            length=length,
+            held=parse_held(held),
+            streams=streams if isinstance(streams, int) and streams > 0 else 1,
+            existing=document.get("existing") is True,
+            resumed=document.get("resumed") is True,
+            unchanged=document.get("unchanged") is True,
+        )
+
+
+def parse_held(value: object) -> RangeSet:
+    """Held ranges from JSON: a list of [start, end) pairs."""
+    held = RangeSet()
+    if not isinstance(value, list):
+        raise ProtocolError("the peer's held ranges are not a list")
+    for pair in cast("list[object]", value):
+        match pair:
+            case [int(start), int(end)] if 0 <= start < end:
+                held.add(Span(start, end))
+            case _:
+                raise ProtocolError(f"the peer's held ranges have {pair!r}")
+    return held
+
+
+class Sending:
+    """Sends what the scheduler hands out until every extent has been acknowledged.
+
+    ``streams`` None starts with one and adds more while the measured rate grows.
+    ``hashed`` gets the digest of each extent from the bytes that were sent, in a pump's
+    thread.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        upload: OpenUpload,
+        source: Source,
+        pump: SendPump,
+        pace: Pace,
+        tally: Tally,
+        *,
+        streams: int | None,
+        hashed: Callable[[Span, bytes], None],
+    ) -> None:
+        self._client = client
+        self._upload = upload
+        self._source = source
+        self._pump = pump
+        self._tally = tally
+        self._fixed = streams
+        self._hooks = SendHooks(sent=tally.add_sent, hashed=hashed, pace=pace.wait_for)
+        self._changed = asyncio.Event()
+        self._wanted = 0
+        self._held_bytes = upload.held.total()
+
+    async def send(self, missing: RangeSet) -> None:
+        """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
+        most = min(self._fixed or self._upload.streams, self._upload.streams)
+        self._wanted = most if self._fixed is not None else 1
+        scheduler = StreamScheduler(missing, self._upload.extent_size, self._upload.length, self._wanted)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(self._wanted):
+                    group.create_task(self._stream(number, scheduler))
+                if self._fixed is None:
+                    await self._widen(group, scheduler, StreamCount(most))
+        except BaseExceptionGroup as failures:
+            raise first_of(failures) from None
+
+    async def _widen(self, group: asyncio.TaskGroup, scheduler: StreamScheduler, count: StreamCount) -> None:
+        """Start and retire streams as the measured rate says, until all is acknowledged."""
+        while not scheduler.idle():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OBSERVE_SECONDS):
+                    await self._changed.wait()
+            before, self._wanted = self._wanted, count.observe(self._tally.sent, self._now())
+            scheduler.streams = self._wanted
+            for number in range(before, self._wanted):
+                group.create_task(self._stream(number, scheduler))
+
+    async def _stream(self, number: int, scheduler: StreamScheduler) -> None:
+        retrier = self._client.retrier()
+        while number < self._wanted:
+            span = scheduler.next_run(number, self._now())
+            if span is None:
+                if scheduler.idle():
+                    self._wake()
+                    return
+                await self._changed.wait()
+                continue
+            try:
+                await self._send_run(span)
+            except TdxError as error:
+                held = await self._held_after(error, retrier)
+                scheduler.failed(number, self._now(), held)
+            else:
+                scheduler.acknowledged(number, self._now())
+                retrier.progressed()
+            self._wake()
+
+    async def _send_run(self, span: Span) -> None:
+        cancel = Cancel()
+        extents = list(cut(span, self._upload.extent_size))
+        answer, ours = await self._client.upload(
+            "PUT",
+            self._upload.target,
+            [
+                *self._upload.fields,
+                ("Content-Range", format_content_range(ContentRange(span, self._upload.length))),
+            ],
+            len(span),
+            lambda sock: self._pump.send(
+                sock, self._source.descriptor, extents, self._hooks, cancel, self._client.stall_timeout
+            ),
+            cancel,
+        )
+        if ours is None:
+            raise ProtocolError("the peer answered before it had the whole range")
+        self._tally.add_stages(ours)
+        add_their_stages(self._tally.theirs, answer.document().get("stages"))
+
+    async def _held_after(self, error: TdxError, retrier: Retrier) -> RangeSet:
+        """Wait as the policy says, then ask what the receiver holds; more than before
+        counts as progress."""
+        while True:
+            await self._client.pause_after(error, retrier, self._tally)
+            try:
+                answer = await self._client.request("GET", self._upload.target, self._upload.fields)
+                held = parse_held(answer.document().get("held"))
+            except TdxError as failure:
+                error = failure
+                continue
+            if held.total() > self._held_bytes:
+                self._held_bytes = held.total()
+                retrier.progressed()
+            return held
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first plain exception in a group, however deep."""
+    first: BaseException = failures
+    while isinstance(first, BaseExceptionGroup):
+        first = cast("BaseExceptionGroup[BaseException]", first).exceptions[0]
+    return first
+
+
+def add_their_stages(total: Stages, reported: object) -> None:
+    """Add the stage seconds of an answer, ignoring what is not a number of a known stage."""
+    if isinstance(reported, dict):
+        figures = cast("dict[str, object]", reported)
+        for stage in total.as_dict():
+            seconds = figures.get(stage)
+            if isinstance(seconds, int | float):
+                setattr(total, stage, getattr(total, stage) + float(seconds))

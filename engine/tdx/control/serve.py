@@ -1,0 +1,83 @@
+"""Putting a receiver together and running it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+from tdx.config import ServeConfig
+from tdx.control.loop import loop_factory
+from tdx.control.receiver import Receiver
+from tdx.control.server import Server
+from tdx.control.sessions import Sessions
+from tdx.control.workers import Workers
+from tdx.export.prometheus import serve_metrics
+from tdx.identity.local import LocalProvider
+from tdx.identity.port import Endpoint
+from tdx.identity.registry import Identities
+from tdx.metrics import Metrics
+from tdx.policy.admission import Admission
+from tdx.store.local import LocalStore
+from tdx.store.port import Store
+from tdx.version import VERSION
+
+log = logging.getLogger(__name__)
+
+
+def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Receiver:
+    """A receiver over ``store``, with its metrics hooked up."""
+    metrics = Metrics(VERSION)
+    workers = Workers(bodies=config.limits.max_connections)
+    sessions = Sessions(store, workers, metrics, pump)
+    provider = LocalProvider(os.getuid())
+    metrics.uploads_active.follow(lambda: float(len(sessions)))
+    metrics.storage_free_bytes.follow(lambda: float(store.free_bytes()))
+    metrics.staging_bytes.follow(lambda: float(store.staged_bytes()))
+    return Receiver(
+        config=config,
+        store=store,
+        sessions=sessions,
+        workers=workers,
+        identities=Identities([provider]),
+        admission=Admission(config.limits),
+        metrics=metrics,
+        owner=provider.own.owner,
+    )
+
+
+async def serve(
+    config: ServeConfig, ready: Callable[[Sequence[Endpoint]], None], pump: str | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT; ``ready`` is told the addresses once they are open.
+
+    ConfigError where the folder or an address cannot be used.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = LocalStore(config.folder, config.state, reserve=config.reserve)
+    receiver = assemble(config, store, pump)
+    scraped = None
+    server = Server(receiver)
+    try:
+        if config.metrics is not None:
+            scraped = serve_metrics(receiver.metrics, *config.metrics)
+        ready(await server.start())
+        await stop.wait()
+        log.info("stopping: what is on its way can be resumed")
+    finally:
+        await server.stop()
+        if scraped is not None:
+            scraped.close()
+        receiver.workers.close()
+        store.close()
+
+
+def run(config: ServeConfig, ready: Callable[[Sequence[Endpoint]], None], pump: str | None = None) -> None:
+    """:func:`serve` on a loop of its own."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve(config, ready, pump))

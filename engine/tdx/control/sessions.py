@@ -1,0 +1,164 @@
+"""The uploads this process holds, by id, and who may open them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final
+from weakref import WeakValueDictionary
+
+from tdx.control.session import Session
+from tdx.control.workers import Workers
+from tdx.errors import Busy, NotFound, Superseded, TdxError
+from tdx.metrics import Metrics
+from tdx.model import FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.proto.receiver import UploadEvent
+from tdx.store.port import Partial, Store, Upload
+
+REMEMBERED_ENDS: Final = 4096
+IDLE_SECONDS: Final = 30.0
+"""A session without a writer gives up its claim after this long, so that other processes can clean up."""
+
+
+class Sessions:
+    """Opens, finds and ends sessions. Used by the loop's thread only."""
+
+    def __init__(self, store: Store, workers: Workers, metrics: Metrics, pump: str | None) -> None:
+        self._store = store
+        self._workers = workers
+        self._metrics = metrics
+        self._pump = pump
+        self._open: dict[UploadId, Session] = {}
+        self._superseded: OrderedDict[UploadId, Owner] = OrderedDict()
+        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        """A lock lives as long as somebody holds it or waits for it."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    async def open_for(self, spec: UploadSpec, *, resume: bool) -> tuple[Session, UploadSpec | None]:
+        """A session for a new run of a push; with it, where that goes on from a partial,
+        the partial's specification as the earlier run left it.
+
+        An earlier run of the same source is cut off first: with ``resume`` its upload is
+        taken over under a new epoch, without it that upload is discarded.
+        """
+        async with self._lock((spec.owner, spec.name)):
+            for partial in await self._partials_like(spec):
+                if resume and partial.spec.length == spec.length:
+                    try:
+                        return await self._take_over(partial.upload, spec), partial.spec
+                    except NotFound:
+                        continue
+                await self._supersede(partial.upload, spec.owner)
+            upload = await self._workers.on_disk(self._store.create, spec)
+            return self._adopt(upload), None
+
+    async def _partials_like(self, spec: UploadSpec) -> list[Partial]:
+        found = await self._workers.on_disk(self._store.find, spec.owner, spec.name, None, spec.source_id)
+        if spec.source_id is None:
+            # Plain clients have one partial per (owner, name, length), and two of them may
+            # send different files under one name at once: what is being written lives on.
+            return [
+                partial
+                for partial in found
+                if partial.spec.length == spec.length and not self._is_busy(partial.upload)
+            ]
+        return found
+
+    def _is_busy(self, upload: UploadId) -> bool:
+        session = self._open.get(upload)
+        return session is not None and session.busy
+
+    async def _take_over(self, upload: UploadId, spec: UploadSpec) -> Session:
+        session = await self.get(upload, spec.owner)
+        async with session.gate:
+            if self._open.get(upload) is not session:
+                raise NotFound("the upload ended meanwhile")
+            session.machine.handle(UploadEvent.TAKEOVER)
+            await session.cut_off_writers(
+                Superseded("a newer run of the same push has taken this upload over")
+            )
+            await self._workers.on_disk(session.upload.raise_epoch)
+            await self._workers.on_disk(session.upload.refresh, spec)
+            session.checked_identical = False
+            return session
+
+    async def _supersede(self, upload: UploadId, owner: Owner) -> None:
+        try:
+            session = await self.get(upload, owner)
+        except NotFound:
+            return
+        async with session.gate:
+            if self._open.get(upload) is not session:
+                return
+            session.machine.handle(UploadEvent.SUPERSEDE)
+            await session.cut_off_writers(Superseded("a newer run of the same push has replaced this upload"))
+            self._superseded[upload] = owner
+            if len(self._superseded) > REMEMBERED_ENDS:
+                self._superseded.popitem(last=False)
+            await self.discard(session)
+
+    async def get(self, upload: UploadId, owner: Owner) -> Session:
+        """The session of an upload, opened from the store where this process does not hold
+        it. NotFound for an unknown one and for another owner's alike."""
+        if self._superseded.get(upload) == owner:
+            raise Superseded("a newer run of the same push has replaced this upload")
+        async with self._lock(upload):
+            session = self._open.get(upload)
+            if session is None:
+                session = self._adopt(await self._workers.on_disk(self._store.open, upload))
+        if session.owner != owner:
+            raise NotFound("no such upload")
+        session.touch()
+        return session
+
+    async def find_sequential(self, owner: Owner, name: FileName, length: int | None) -> Session | None:
+        """The newest partial that a plain client left under this name (and length)."""
+        for partial in await self._workers.on_disk(self._store.find, owner, name, length, None):
+            if partial.spec.key is None:
+                return await self.get(partial.upload, owner)
+        return None
+
+    async def receipt(self, upload: UploadId, owner: Owner) -> Receipt | None:
+        receipt = await self._workers.on_disk(self._store.receipt, upload)
+        return receipt if receipt is not None and receipt.owner == owner else None
+
+    def _lock(self, key: Hashable) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
+
+    def _adopt(self, upload: Upload) -> Session:
+        session = Session(upload, self._store, self._workers, self._metrics, self._pump)
+        self._open[upload.id] = session
+        return session
+
+    def ended(self, session: Session) -> None:
+        """The upload was published or settled; the store has closed it."""
+        self._open.pop(session.id, None)
+
+    async def discard(self, session: Session) -> None:
+        async with self._lock(session.id):
+            self._open.pop(session.id, None)
+            await self._workers.on_disk(session.upload.discard)
+
+    async def release(self, session: Session) -> None:
+        """Give up the claim and keep the partial."""
+        async with self._lock(session.id):
+            self._open.pop(session.id, None)
+            await self._workers.on_disk(session.upload.close)
+
+    async def release_idle(self, now: float) -> None:
+        for session in list(self._open.values()):
+            if not session.busy and now - session.last_used > IDLE_SECONDS:
+                await self.release(session)
+
+    async def close(self, reason: TdxError | None = None) -> None:
+        """Stop every body and keep every partial."""
+        stop = reason or Busy("the receiver is shutting down; run again with --resume")
+        for session in list(self._open.values()):
+            await session.cut_off_writers(stop)
+            await self.release(session)

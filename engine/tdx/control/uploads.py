@@ -1,0 +1,179 @@
+"""Handlers of ``/uploads/ID``: ranges, appends, queries, commit and cancel."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tdx.control.files import complete, expected_digests, receipt_response
+from tdx.control.messages import Exchange, Response, json_response
+from tdx.control.receiver import Receiver
+from tdx.control.session import Session
+from tdx.errors import (
+    Exists,
+    NotFound,
+    ProtocolError,
+    RangeNotSatisfiable,
+    VerificationFailed,
+)
+from tdx.integrity import ALGORITHM, DIGEST_SIZE
+from tdx.model import Receipt, Span, UploadId
+from tdx.proto import fields
+from tdx.proto.receiver import UploadEvent
+
+NO_STORE: Final = ("Cache-Control", "no-store")
+MAX_DIGESTS: Final = 1 << 20
+"""Extents in one commit: 64 TiB in the largest extents."""
+
+
+async def _session(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session:
+    session = await receiver.sessions.get(upload, exchange.identity.owner)
+    epoch = exchange.headers("tdx-epoch")
+    session.check_epoch(None if epoch is None else fields.parse_integer(epoch))
+    return session
+
+
+async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
+    """A run of extents; several connections at once, in any order."""
+    session = await _session(receiver, exchange, upload)
+    content_range = exchange.headers("content-range")
+    if content_range is None:
+        raise ProtocolError("a PUT on an upload needs Content-Range")
+    wanted = fields.parse_content_range(content_range)
+    span = _checked_span(session, wanted)
+    if exchange.head.framing.length != len(span):
+        raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
+    received = await session.receive_extents(exchange, span, _digest_of_one(session, exchange, span))
+    return json_response(
+        200,
+        {
+            "digests": {str(index): digest.hex() for index, digest in received.digests.items()},
+            "stages": received.stages.as_dict(),
+        },
+    )
+
+
+def _checked_span(session: Session, wanted: fields.ContentRange) -> Span:
+    length, size, span = session.upload.spec.length, session.upload.spec.extent_size, wanted.span
+    if wanted.length != length:
+        raise RangeNotSatisfiable(f"the upload's length is {length}, Content-Range says {wanted.length}")
+    if length is not None and span.end > length:
+        raise RangeNotSatisfiable(f"the range ends at {span.end}, the upload at {length}")
+    ends_well = span.end % size == 0 or span.end == length or length is None
+    if span.start % size or not ends_well:
+        raise RangeNotSatisfiable(
+            f"a range starts and ends on a multiple of {size}, or at the end of the file"
+        )
+    return span
+
+
+def _digest_of_one(session: Session, exchange: Exchange, span: Span) -> bytes | None:
+    """The Content-Digest of a body that is one extent: its extent digest."""
+    if exchange.headers("content-digest") is None:
+        return None
+    digest = expected_digests(exchange).get(ALGORITHM)
+    if digest is None or len(span) > session.upload.spec.extent_size:
+        raise ProtocolError(f"Content-Digest on a range is taken as {ALGORITHM}, of one extent")
+    return digest
+
+
+async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
+    """PATCH: the next bytes in order (draft-ietf-httpbis-resumable-upload)."""
+    session = await _session(receiver, exchange, upload)
+    if exchange.headers("content-type") != "application/partial-upload":
+        raise ProtocolError("an append has Content-Type: application/partial-upload")
+    offset, done = exchange.headers("upload-offset"), exchange.headers("upload-complete")
+    if offset is None or done is None:
+        raise ProtocolError("an append needs Upload-Offset and Upload-Complete")
+    length, framing = session.upload.spec.length, exchange.head.framing
+    start = fields.parse_integer(offset)
+    if length is not None and framing.length is not None and start + framing.length > length:
+        raise RangeNotSatisfiable(f"the upload ends at {length}")
+    await session.receive_onward(exchange, start)
+    if fields.parse_boolean(done):
+        return await exchange.keep_posted(complete(receiver, session, {}))
+    return Response(204, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0"), NO_STORE])
+
+
+async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
+    """Compare the sender's digests and publish. A repeated commit gets the same receipt."""
+    length = exchange.headers("upload-length")
+    if length is None:
+        raise ProtocolError("a commit needs Upload-Length")
+    body = await exchange.small_body(MAX_DIGESTS * DIGEST_SIZE)
+    if len(body) % DIGEST_SIZE:
+        raise ProtocolError(f"a commit's body is a run of {DIGEST_SIZE}-byte digests")
+    digests = [body[at : at + DIGEST_SIZE] for at in range(0, len(body), DIGEST_SIZE)]
+    check = exchange.headers("tdx-check")
+    receipt = await exchange.keep_posted(
+        _commit(
+            receiver,
+            exchange,
+            upload,
+            digests,
+            fields.parse_integer(length),
+            check_identical=check is not None and fields.parse_boolean(check),
+        )
+    )
+    return receipt_response(receipt)
+
+
+async def _commit(
+    receiver: Receiver,
+    exchange: Exchange,
+    upload: UploadId,
+    digests: list[bytes],
+    length: int,
+    *,
+    check_identical: bool,
+) -> Receipt:
+    receipt = await receiver.sessions.receipt(upload, exchange.identity.owner)
+    if receipt is not None:
+        return receipt
+    session = await _session(receiver, exchange, upload)
+    async with session.gate:
+        # Whoever held the gate before may have published, or opened a newer epoch.
+        receipt = await receiver.sessions.receipt(upload, exchange.identity.owner)
+        if receipt is not None:
+            return receipt
+        session = await _session(receiver, exchange, upload)
+        try:
+            receipt = await session.commit(digests, length, check_identical=check_identical)
+        except (Exists, VerificationFailed):
+            await receiver.sessions.discard(session)
+            raise
+        receiver.sessions.ended(session)
+        return receipt
+
+
+async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
+    """HEAD: offset and completeness (the draft); GET: the same as JSON, with the held ranges."""
+    receipt = await receiver.sessions.receipt(upload, exchange.identity.owner)
+    if receipt is not None:
+        length: int | None = receipt.size
+        offset, state, epoch, held = (
+            receipt.size,
+            "published",
+            None,
+            [[0, receipt.size]] if receipt.size else [],
+        )
+    else:
+        session = await receiver.sessions.get(upload, exchange.identity.owner)
+        length, offset, state = session.upload.spec.length, session.offset, session.machine.state.value
+        epoch, held = session.upload.epoch, [[span.start, span.end] for span in session.upload.held]
+    done = fields.format_boolean(receipt is not None)
+    answer = [("Upload-Offset", str(offset)), ("Upload-Complete", done), NO_STORE]
+    if length is not None:
+        answer.append(("Upload-Length", str(length)))
+    if exchange.head.method == "HEAD":
+        return Response(204, answer)
+    document = {"id": upload, "state": state, "length": length, "epoch": epoch, "held": held}
+    return json_response(200, document, answer)
+
+
+async def cancel(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
+    session = await _session(receiver, exchange, upload)
+    async with session.gate:
+        session.machine.handle(UploadEvent.CANCEL)
+        await session.cut_off_writers(NotFound("the upload was cancelled"))
+        await receiver.sessions.discard(session)
+    return Response(204)

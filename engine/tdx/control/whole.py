@@ -1,0 +1,71 @@
+"""Pushing what fits in one extent: a single PUT that carries its digest."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+from tdx.control.client import Answer, Client, Fields
+from tdx.control.pace import Pace
+from tdx.control.progress import Tally
+from tdx.data.port import Cancel, SendHooks
+from tdx.data.send import send_buffer
+from tdx.errors import ProtocolError
+from tdx.integrity import ALGORITHM, digest_of
+from tdx.model import Span
+from tdx.proto.fields import format_digest
+
+AT_ONCE: Final = 65536
+"""Bodies up to this size go out in one write with their head."""
+
+
+async def put_whole(
+    client: Client, target: str, content: memoryview, meta: Fields, pace: Pace, tally: Tally
+) -> Answer:
+    """PUT ``content`` and return the receiver's receipt.
+
+    The random key makes a repetition safe: a receiver that had published before its
+    answer was lost answers again instead of storing a second copy.
+    """
+    sent_fields = [
+        *meta,
+        ("Tdx-Upload-Key", secrets.token_hex(16)),
+        ("Content-Digest", format_digest(ALGORITHM, digest_of(content))),
+    ]
+
+    async def attempt() -> Answer:
+        if len(content) <= AT_ONCE:
+            if (delay := pace.wait_for(len(content))) > 0:
+                await asyncio.sleep(delay)
+            answer = await client.request("PUT", target, sent_fields, bytes(content))
+            tally.add_sent(len(content))
+            return answer
+        return await put_buffer(client, target, sent_fields, content, pace, tally)
+
+    return await client.persist(attempt, tally)
+
+
+async def put_buffer(
+    client: Client, target: str, fields: Fields, content: memoryview, pace: Pace, tally: Tally
+) -> Answer:
+    """One PUT whose body is in memory, written by a worker thread."""
+    cancel = Cancel()
+    hooks = SendHooks(sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for)
+    answer, ours = await client.upload(
+        "PUT",
+        target,
+        fields,
+        len(content),
+        lambda sock: send_buffer(sock, content, hooks, cancel, client.stall_timeout),
+        cancel,
+    )
+    if ours is None and answer.status == 201:
+        raise ProtocolError("the peer answered before it had the whole body")
+    if ours is not None:
+        tally.add_stages(ours)
+    return answer
+
+
+def _known_already(_span: Span, _digest: bytes) -> None:
+    """The digest of what is in memory was taken before."""
