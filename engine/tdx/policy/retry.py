@@ -1,0 +1,92 @@
+"""When to try again after a failure, and when nothing has moved for too long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from tdx.errors import NoSpace, TdxError
+
+
+class Randomness(Protocol):
+    """``random.Random``, or anything with its ``random``."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """``retries`` failures in a row are borne; waits are drawn from [0, base * 2**n), at
+    most [0, cap), in seconds ("full jitter")."""
+
+    retries: int = 8
+    base: float = 0.25
+    cap: float = 15.0
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or not 0 < self.base <= self.cap:
+            raise ValueError(f"not a retry policy: {self}")
+
+
+class Retrier:
+    """Counts failures in a row and says how long to wait after each.
+
+    ``deadline`` (monotonic seconds) is the end of the whole run: a wait that would
+    reach it is not worth beginning.
+    """
+
+    def __init__(self, policy: RetryPolicy, rng: Randomness, *, deadline: float | None = None) -> None:
+        self._policy = policy
+        self._rng = rng
+        self._deadline = deadline
+        self._failures = 0
+
+    @property
+    def failures(self) -> int:
+        """Failures since the last progress."""
+        return self._failures
+
+    def failed(self, error: TdxError, now: float) -> float | None:
+        """Seconds to wait before the next try; None: give up, because the error is
+        permanent, the retries are used up or the deadline would be reached."""
+        # A full disk is temporary in principle, but emptied by people, not by waiting seconds.
+        if error.permanent or isinstance(error, NoSpace) or self._failures >= self._policy.retries:
+            return None
+        ceiling = self._policy.cap
+        doublings = self._failures
+        if doublings < math.log2(self._policy.cap / self._policy.base):
+            ceiling = self._policy.base * 2.0**doublings
+        wait = ceiling * self._rng.random()
+        if self._deadline is not None and now + wait >= self._deadline:
+            return None
+        self._failures += 1
+        return wait
+
+    def progressed(self) -> None:
+        """Bytes were acknowledged: the next failure counts as the first."""
+        self._failures = 0
+
+
+class StallClock:
+    """Notices that nothing has moved for ``timeout`` seconds.
+
+    It starts with the first :meth:`progress`; before that it never stalls.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._deadline = math.inf
+
+    def progress(self, now: float) -> None:
+        self._deadline = now + self._timeout
+
+    @property
+    def deadline(self) -> float:
+        """When it will have stalled, unless something moves; infinity before the start."""
+        return self._deadline
+
+    def stalled(self, now: float) -> bool:
+        return now >= self._deadline
