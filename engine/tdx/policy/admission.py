@@ -1,0 +1,94 @@
+"""How many connections and bodies a receiver takes on at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tdx.errors import Busy
+from tdx.model import Owner, UploadId
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one receiver takes. Times in seconds, sizes in bytes.
+
+    ``min_body_rate`` is in bytes per second over a window of ``stall_timeout``: a body
+    that trickles more slowly is cut off. ``max_file`` None: no limit but space.
+    """
+
+    max_connections: int = 512
+    max_connections_per_owner: int = 256
+    head_timeout: float = 10.0
+    idle_timeout: float = 75.0
+    stall_timeout: float = 60.0
+    max_file: int | None = None
+    streams_per_upload: int = 16
+    min_body_rate: int = 1024
+
+
+class Admission:
+    """Counts connections and bodies against :class:`Limits`.
+
+    Connections are numbers that the caller makes up. A method that raises Busy has
+    changed nothing. Not thread-safe.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._connections: dict[int, Owner | None] = {}
+        self._per_owner: dict[Owner, int] = {}
+        self._bodies: dict[int, UploadId] = {}
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def bodies(self) -> int:
+        return len(self._bodies)
+
+    def connect(self, connection: int) -> None:
+        """A connection was accepted. Busy: too many in all; close it."""
+        if len(self._connections) >= self._limits.max_connections:
+            raise Busy(f"{self._limits.max_connections} connections are open, which is the limit; try later")
+        self._connections[connection] = None
+
+    def identified(self, connection: int, owner: Owner) -> None:
+        """It is now known who is calling; may be told again, also another owner. Busy:
+        this owner has too many; answer so and close."""
+        former = self._connections[connection]
+        if former == owner:
+            return
+        if self._per_owner.get(owner, 0) >= self._limits.max_connections_per_owner:
+            raise Busy(
+                f"{owner} has {self._limits.max_connections_per_owner} connections open, "
+                "which is the limit for one owner; try later"
+            )
+        self._forget(former)
+        self._connections[connection] = owner
+        self._per_owner[owner] = self._per_owner.get(owner, 0) + 1
+
+    def leave(self, connection: int) -> None:
+        """The connection is closed, its body too; unknown ones are no error."""
+        self._forget(self._connections.pop(connection, None))
+        self._bodies.pop(connection, None)
+
+    def begin_body(self, connection: int, upload: UploadId) -> None:
+        """A body for ``upload`` wants to start on this connection. Busy: the upload has
+        as many streams as it may have."""
+        if sum(1 for other in self._bodies.values() if other == upload) >= self._limits.streams_per_upload:
+            raise Busy(
+                f"this upload has {self._limits.streams_per_upload} streams, which is the limit; use fewer"
+            )
+        self._bodies[connection] = upload
+
+    def end_body(self, connection: int) -> None:
+        """The body on this connection has ended; none is no error."""
+        self._bodies.pop(connection, None)
+
+    def _forget(self, owner: Owner | None) -> None:
+        if owner is None:
+            return
+        self._per_owner[owner] -= 1
+        if not self._per_owner[owner]:
+            del self._per_owner[owner]
