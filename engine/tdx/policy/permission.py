@@ -1,0 +1,104 @@
+"""Who may do what, and which requests a browser may have been tricked into."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+from tdx.errors import Forbidden
+from tdx.model import Owner
+
+_LOCAL: Final = "local:"
+
+
+def decide(owner: Owner | None, provider: str | None, receiver: Owner) -> None:
+    """The default policy: nobody but the receiver's own user on the receiver's own machine.
+
+    ``owner`` and ``provider`` are the caller's identity, both None where no provider
+    vouches; ``receiver`` is ``local:UID`` of the receiving process. That root may do
+    anything on its machine is no reason to let it in: proxies that carry strangers'
+    connections run as root. Forbidden names the rule and what to do.
+    """
+    if owner is None or provider is None:
+        raise Forbidden(
+            "rule `identified`: nothing on this machine can say who is calling from that address; "
+            "push from an account or over a network that the receiver can identify"
+        )
+    if provider != "local":
+        raise Forbidden(
+            f"rule `same-user`: {owner} is known through `{provider}`, but only {receiver} on the receiver's "
+            "own machine may send; push from there as that user"
+        )
+    if owner != receiver:
+        raise Forbidden(
+            f"rule `same-user`: the receiver runs as uid {receiver.removeprefix(_LOCAL)}, the caller as uid "
+            f"{owner.removeprefix(_LOCAL)}; push as the receiver's user, or start `tdx serve` as yourself"
+        )
+
+
+def host_allowed(host: str, local_address: str, names: frozenset[str], machine: str) -> bool:
+    """Whether a ``Host`` field names this receiver: a page of another site, whose name
+    was made to resolve here, does not.
+
+    Allowed are ``local_address`` (that of this connection), ``localhost`` where that is
+    a loopback address, ``machine`` (this machine's name, with or without its domain),
+    and ``names``. The port is ignored, and so are case and a final dot.
+    """
+    name = _without_port(host)
+    if name is None:
+        return False
+    local = _address(local_address)
+    asked = _address(name)
+    if asked is not None:
+        return asked == local
+    machine = _plain(machine)
+    allowed = {machine, machine.partition(".")[0], *map(_plain, names)} - {""}
+    if local is not None and local.is_loopback:
+        allowed.add("localhost")
+    return _plain(name) in allowed
+
+
+def origin_allowed(origin: str | None, referer: str | None, allowed: frozenset[str]) -> bool:
+    """Whether a request with these ``Origin`` and ``Referer`` fields may go on: only without
+    either, or where each that is there belongs to an origin in ``allowed``
+    (``scheme://host[:port]``). The opaque origin ``null`` never does."""
+    known = {entry.lower().rstrip("/") for entry in allowed}
+    if origin is not None and ("://" not in origin or origin.lower() not in known):
+        return False
+    return referer is None or _origin_of(referer) in known
+
+
+def _origin_of(url: str) -> str:
+    """``scheme://authority`` in lower case; what is no such URL gives what no origin equals."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return " "
+    for end in "/?#":
+        rest = rest.partition(end)[0]
+    return f"{scheme}://{rest}".lower()
+
+
+def _plain(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def _without_port(host: str) -> str | None:
+    """The host of ``host[:port]``; None where that is malformed."""
+    if host.startswith("["):
+        name, bracket, port = host[1:].partition("]")
+        if not bracket or ":" not in name or (port and not port.startswith(":")):
+            return None
+        port = port[1:]
+    else:
+        name, _, port = host.partition(":")
+    return name if name and (not port or (port.isascii() and port.isdigit())) else None
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address in its one form: without a zone, IPv4-mapped as IPv4; None for a name."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -1,0 +1,136 @@
+"""The default policy, and the checks against browsers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tdx.errors import Forbidden
+from tdx.model import Owner
+from tdx.policy.permission import decide, host_allowed, origin_allowed
+
+ME = Owner("local:1000")
+
+
+def test_the_receivers_own_user_is_allowed() -> None:
+    decide(ME, "local", ME)
+
+
+@pytest.mark.parametrize("owner", ["local:1001", "local:0", "local:10000", "local:"])
+def test_any_other_user_even_root_is_told_the_rule_and_what_to_do(owner: str) -> None:
+    with pytest.raises(Forbidden, match=r"rule `same-user`: .*uid 1000.*tdx serve"):
+        decide(Owner(owner), "local", ME)
+
+
+def test_a_remote_node_is_refused_by_the_default_policy() -> None:
+    with pytest.raises(Forbidden, match=r"rule `same-user`: tailscale:n1 .*`tailscale`"):
+        decide(Owner("tailscale:n1"), "tailscale", ME)
+
+
+def test_an_owner_that_looks_local_but_is_not_vouched_for_by_local_is_refused() -> None:
+    with pytest.raises(Forbidden, match="rule `same-user`"):
+        decide(ME, "tls", ME)
+
+
+@pytest.mark.parametrize(("owner", "provider"), [(None, None), (ME, None), (None, "local")])
+def test_whoever_is_not_vouched_for_is_refused(owner: Owner | None, provider: str | None) -> None:
+    with pytest.raises(Forbidden, match="rule `identified`"):
+        decide(owner, provider, ME)
+
+
+NAMES = frozenset({"files.example.org", "b.tail1234.ts.net"})
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1:8390", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1:1", "::ffff:127.0.0.1"),
+        ("127.0.0.1:", "127.0.0.1"),
+        ("localhost:8390", "127.0.0.1"),
+        ("LOCALHOST", "::1"),
+        ("localhost.", "127.0.0.2"),
+        ("[::1]:8390", "::1"),
+        ("[0:0:0:0:0:0:0:1]", "::1"),
+        ("[fe80::1]:80", "fe80::1%eth0"),
+        ("box", "100.64.0.1"),
+        ("box.lan:8390", "100.64.0.1"),
+        ("Files.Example.ORG", "100.64.0.1"),
+        ("b.tail1234.ts.net.:8390", "100.64.0.1"),
+    ],
+)
+def test_a_host_that_names_this_receiver_is_allowed(host: str, local: str) -> None:
+    assert host_allowed(host, local, NAMES, "box.lan")
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("", "127.0.0.1"),
+        (":8390", "127.0.0.1"),
+        ("evil.example", "127.0.0.1"),
+        ("localhost", "100.64.0.1"),
+        ("127.0.0.2", "127.0.0.1"),
+        ("127.0.0.1", "100.64.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("box.lan.evil.example", "127.0.0.1"),
+        ("example.org", "127.0.0.1"),
+        ("localhost:80:90", "127.0.0.1"),
+        ("localhost:x", "127.0.0.1"),
+        ("localhost:٣", "127.0.0.1"),
+        ("[localhost]", "127.0.0.1"),
+        ("[::1", "::1"),
+        ("[::1]x", "::1"),
+        ("[::1]:x", "::1"),
+        ("user@localhost", "127.0.0.1"),
+        ("localhost", "not an address"),
+    ],
+)
+def test_any_other_host_is_not(host: str, local: str) -> None:
+    assert not host_allowed(host, local, NAMES, "box.lan")
+
+
+def test_a_machine_without_a_name_allows_no_empty_host() -> None:
+    assert not host_allowed(".", "127.0.0.1", frozenset({""}), "")
+
+
+def test_requests_without_origin_and_referer_go_on() -> None:
+    assert origin_allowed(None, None, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("origin", "referer"),
+    [
+        ("https://page.example", None),
+        ("https://PAGE.example", None),
+        (None, "https://page.example/send?to=b#x"),
+        (None, "https://page.example?x"),
+        ("https://page.example", "https://page.example/"),
+        ("http://127.0.0.1:3000", None),
+    ],
+)
+def test_listed_origins_go_on(origin: str | None, referer: str | None) -> None:
+    assert origin_allowed(origin, referer, frozenset({"https://page.example/", "http://127.0.0.1:3000"}))
+    assert not origin_allowed(origin, referer, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("origin", "referer"),
+    [
+        ("null", None),
+        ("", None),
+        (None, ""),
+        (None, "null"),
+        (None, "about:blank"),
+        ("http://page.example", None),
+        ("https://page.example:444", None),
+        ("https://page.example.evil", None),
+        (None, "https://page.example@evil/"),
+        (None, "https://evil/https://page.example/"),
+        ("https://page.example", "https://evil/"),
+        ("https://evil", "https://page.example/"),
+    ],
+)
+def test_all_others_do_not(origin: str | None, referer: str | None) -> None:
+    assert not origin_allowed(origin, referer, frozenset({"https://page.example", "null", ""}))
