@@ -141,6 +141,23 @@ def test_a_stream_that_kept_little_before_it_broke_gets_shorter_runs() -> None:
     assert len(broken) < len(steady) / 2
 
 
+def test_runs_bounded_in_time_leave_something_for_streams_that_come_later() -> None:
+    scheduler = StreamScheduler(all_of(1000 * X), X, 1000 * X, 1, run_seconds=4.0)
+    assert scheduler.next_run(0, 0.0) == Span(0, 2 * X)
+    scheduler.acknowledged(0, 1.0)
+    assert scheduler.next_run(0, 1.0) == Span(2 * X, 10 * X)
+    assert scheduler.next_run(1, 1.0) == Span(10 * X, 18 * X)
+    scheduler.acknowledged(0, 1.001)
+    assert scheduler.next_run(0, 1.001) == Span(18 * X, 146 * X)
+
+
+def test_a_crawling_stream_still_gets_runs_worth_a_request() -> None:
+    scheduler = StreamScheduler(all_of(1000 * X), X, 1000 * X, 1, run_seconds=4.0)
+    scheduler.next_run(0, 0.0)
+    scheduler.acknowledged(0, 1000.0)
+    assert scheduler.next_run(0, 1000.0) == Span(2 * X, 4 * X)
+
+
 def test_streams_end_together() -> None:
     scheduler = StreamScheduler(all_of(1024 * X), X, 1024 * X, 4)
     rates = [X, X, X / 2, 2 * X]

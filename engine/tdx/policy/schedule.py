@@ -11,6 +11,7 @@ from tdx.model import Span
 from tdx.ranges import RangeSet
 
 RUN_LIMIT: Final = 512 * MIB
+_FIRST_RUN: Final = 8 * MIB
 _SLOWEST_SHARE: Final = 0.25
 
 
@@ -27,7 +28,9 @@ class StreamScheduler:
     exactly once unless its run fails. An extent of which only a part is missing is
     handed out whole. Streams are numbers that the caller makes up; each carries
     one run at a time. ``length`` None: unknown, and then ``missing`` is taken to end
-    where an extent does. ``streams`` is how many share what is left; it may change.
+    where an extent does. ``streams`` is how many share what is left; it may change, and
+    ``run_seconds`` keeps runs about that short, so that streams that come later find
+    something left to take: the first is of 8 MiB, the next as the measured rate allows.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class StreamScheduler:
         streams: int,
         *,
         run_limit: int = RUN_LIMIT,
+        run_seconds: float | None = None,
     ) -> None:
         self.streams = streams
         self._extent_size = extent_size
         self._length = length
         self._run_limit = run_limit
+        self._run_seconds = run_seconds
         self._waiting = RangeSet()  # of extent indices, not of bytes
         self._running: dict[int, _Run] = {}
         self._rates: dict[int, float] = {}
@@ -108,11 +113,12 @@ class StreamScheduler:
         """Long enough to keep a pipe full, short enough that the streams end together: half
         of an equal share of what is waiting, less for a stream slower than the others."""
         limit = self._run_limit
+        mean = sum(self._rates.values()) / len(self._rates) if self._rates else 0.0
+        rate = self._rates.get(stream, mean)
+        if self._run_seconds is not None:
+            limit = min(limit, max(_FIRST_RUN, int(rate * self._run_seconds)))
         if self.streams > 1:
-            share = 1.0
-            if stream in self._rates:
-                mean = sum(self._rates.values()) / len(self._rates)
-                share = min(1.0, max(_SLOWEST_SHARE, self._rates[stream] / mean))
+            share = min(1.0, max(_SLOWEST_SHARE, rate / mean)) if mean else 1.0
             limit = min(limit, int(self._waiting_bytes() * share) // (2 * self.streams))
         return max(1, limit // self._extent_size)
 
