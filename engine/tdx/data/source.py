@@ -162,39 +162,39 @@ class Source:
         largest = sorted(found, key=len, reverse=True)[:MAX_HOLES]
         return sorted(largest)
 
+    def read_all(self) -> bytearray:
+        """The whole content, for files of at most an extent. Errors as :meth:`hash_extents`."""
+        content = bytearray(self.length)
+        if content:
+            self._fill(memoryview(content), 0)
+        return content
+
     def hash_extents(self, indices: Iterable[int], extent_size: int) -> Iterator[tuple[int, bytes]]:
         """Read these extents and yield (index, digest), in the order given. SourceChanged
         where the file has become too short, SourceError where it cannot be read."""
-        view = memoryview(bytearray(min(BUFFER, max(1, self.length))))
+        buffer = memoryview(bytearray(min(BUFFER, self.length)))
         for index in indices:
             span = extent_span(index, self.length, extent_size)
             hasher = new_hasher()
-            at = span.start
-            while at < span.end:
-                part = view[: min(len(view), span.end - at)]
-                n = self._read_at(part, at)
-                hasher.update(part[:n])
-                at += n
+            for at in range(span.start, span.end, BUFFER):
+                part = buffer[: min(BUFFER, span.end - at)]
+                self._fill(part, at)
+                hasher.update(part)
             yield index, hasher.digest()
 
-    def read_all(self) -> memoryview:
-        """The whole content, for small files. SourceChanged where it has become shorter."""
-        view = memoryview(bytearray(self.length))
-        at = 0
-        while at < self.length:
-            at += self._read_at(view[at:], at)
-        return view
-
-    def _read_at(self, view: memoryview, at: int) -> int:
-        try:
-            n = os.preadv(self._descriptor, [view], at)
-        except OSError as error:
-            raise SourceError(f"{_shown(self.path)}: cannot be read: {_reason(error)}") from error
-        if n == 0:
-            raise SourceChanged(
-                f"{_shown(self.path)}: shrank to {at} of {self.length} bytes while being read; push it again"
-            )
-        return n
+    def _fill(self, view: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                n = os.preadv(self._descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                raise SourceError(f"{_shown(self.path)}: cannot be read: {_reason(error)}") from error
+            if n == 0:
+                raise SourceChanged(
+                    f"{_shown(self.path)}: shrank to {offset + done} of {self.length} bytes while being "
+                    "read; push it again"
+                )
+            done += n
 
     def _seek_data(self, start: int) -> int:
         """Where data next begin; the length or more where none follow."""
