@@ -208,7 +208,7 @@ def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first plain exception in a group, however deep."""
     first: BaseException = failures
     while isinstance(first, BaseExceptionGroup):
-        first = cast("BaseExceptionGroup[BaseException]", first).exceptions[0]
+        first = first.exceptions[0]
     return first
 
 
