@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,7 +199,7 @@ class FilePush:
             self._pace,
             self._tally,
             streams=self._options.streams,
-            hashed=self._hashed,
+            recorder=self._recorder,
         )
         cancel = Cancel()
         try:
@@ -211,20 +212,27 @@ class FilePush:
         finally:
             cancel.set(Interrupted("stopped"))
 
-    def _hashed(self, span: Span, digest: bytes) -> None:
-        index = span.start // self._extent_size
-        self._digests[index] = digest
-        self._log.append(index, digest)
+    def _recorder(self) -> Callable[[Span, bytes], None]:
+        """What takes the digests of a reading that begins now."""
+        trusted = not self._source.young(time.time())
+
+        def record(span: Span, digest: bytes) -> None:
+            index = span.start // self._extent_size
+            self._digests[index] = digest
+            self._log.append(index, digest, trusted=trusted)
+
+        return record
 
     async def _hash(self, indices: range | list[int], cancel: Cancel) -> None:
         """Read and hash these extents in a worker thread, those with a digest excepted."""
 
         def work() -> None:
             wanted = [index for index in indices if index not in self._digests]
+            record = self._recorder()
             for index, digest in self._source.hash_extents(wanted, self._extent_size):
                 cancel.check()
                 span = self._span(index)
-                self._hashed(span, digest)
+                record(span, digest)
                 self._tally.add_checked(len(span))
 
         future = asyncio.ensure_future(self._client.workers.on_disk(work))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
@@ -22,6 +23,8 @@ from tdx.proto.fields import ContentRange, format_content_range
 from tdx.ranges import RangeSet
 
 OBSERVE_SECONDS: Final = 0.25
+RUN_SECONDS: Final = 4.0
+"""About how long a run takes while the number of streams is being found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ class Sending:
     """Sends what the scheduler hands out until every extent has been acknowledged.
 
     ``streams`` None starts with one and adds more while the measured rate grows.
-    ``hashed`` gets the digest of each extent from the bytes that were sent, in a pump's
-    thread.
+    ``recorder()`` is called as each run begins; what it returns gets the digest of each
+    extent of that run, from the bytes that were sent, in a pump's thread.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Sending:
         tally: Tally,
         *,
         streams: int | None,
-        hashed: Callable[[Span, bytes], None],
+        recorder: Callable[[], Callable[[Span, bytes], None]],
     ) -> None:
         self._client = client
         self._upload = upload
@@ -108,20 +111,28 @@ class Sending:
         self._pump = pump
         self._tally = tally
         self._fixed = streams
-        self._hooks = SendHooks(sent=tally.add_sent, hashed=hashed, pace=pace.wait_for)
+        self._pace = pace
+        self._recorder = recorder
         self._changed = asyncio.Event()
+        self._numbers = itertools.count()
         self._wanted = 0
+        self._active = 0
         self._held_bytes = upload.held.total()
 
     async def send(self, missing: RangeSet) -> None:
         """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
         most = min(self._fixed or self._upload.streams, self._upload.streams)
         self._wanted = most if self._fixed is not None else 1
-        scheduler = StreamScheduler(missing, self._upload.extent_size, self._upload.length, self._wanted)
+        scheduler = StreamScheduler(
+            missing,
+            self._upload.extent_size,
+            self._upload.length,
+            self._wanted,
+            run_seconds=RUN_SECONDS if self._fixed is None else None,
+        )
         try:
             async with asyncio.TaskGroup() as group:
-                for number in range(self._wanted):
-                    group.create_task(self._stream(number, scheduler))
+                self._start_streams(group, scheduler)
                 if self._fixed is None:
                     await self._widen(group, scheduler, StreamCount(most))
         except BaseExceptionGroup as failures:
@@ -133,14 +144,24 @@ class Sending:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OBSERVE_SECONDS):
                     await self._changed.wait()
-            before, self._wanted = self._wanted, count.observe(self._tally.sent, self._now())
-            scheduler.streams = self._wanted
-            for number in range(before, self._wanted):
-                group.create_task(self._stream(number, scheduler))
+            self._wanted = scheduler.streams = count.observe(self._tally.sent, self._now())
+            self._start_streams(group, scheduler)
+
+    def _start_streams(self, group: asyncio.TaskGroup, scheduler: StreamScheduler) -> None:
+        while self._active < self._wanted:
+            self._active += 1
+            group.create_task(self._stream(next(self._numbers), scheduler))
 
     async def _stream(self, number: int, scheduler: StreamScheduler) -> None:
+        try:
+            await self._send_runs(number, scheduler)
+        finally:
+            self._active -= 1
+
+    async def _send_runs(self, number: int, scheduler: StreamScheduler) -> None:
+        """Send run after run, until none is left or there are more streams than wanted."""
         retrier = self._client.retrier()
-        while number < self._wanted:
+        while self._active <= self._wanted:
             span = scheduler.next_run(number, self._now())
             if span is None:
                 if scheduler.idle():
@@ -160,6 +181,7 @@ class Sending:
 
     async def _send_run(self, span: Span) -> None:
         cancel = Cancel()
+        hooks = SendHooks(sent=self._tally.add_sent, hashed=self._recorder(), pace=self._pace.wait_for)
         extents = list(cut(span, self._upload.extent_size))
         answer, ours = await self._client.upload(
             "PUT",
@@ -170,7 +192,7 @@ class Sending:
             ],
             len(span),
             lambda sock: self._pump.send(
-                sock, self._source.descriptor, extents, self._hooks, cancel, self._client.stall_timeout
+                sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout
             ),
             cancel,
         )

@@ -49,9 +49,13 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
 
 
 async def serve(
-    config: ServeConfig, ready: Callable[[Sequence[Endpoint]], None], pump: str | None = None
+    config: ServeConfig,
+    ready: Callable[[Sequence[Endpoint], Endpoint | None], None],
+    pump: str | None = None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; ``ready`` is told the addresses once they are open.
+    """Serve until SIGTERM or SIGINT; ``ready`` is told the addresses once they are open, then
+    that of the metrics if there are any, ``stopping`` when no more are taken.
 
     ConfigError where the folder or an address cannot be used.
     """
@@ -66,8 +70,10 @@ async def serve(
     try:
         if config.metrics is not None:
             scraped = serve_metrics(receiver.metrics, *config.metrics)
-        ready(await server.start())
+        addresses = await server.start()
+        ready(addresses, None if scraped is None else Endpoint(*scraped.address))
         await stop.wait()
+        stopping()
         log.info("stopping: what is on its way can be resumed")
     finally:
         await server.stop()
@@ -77,7 +83,12 @@ async def serve(
         store.close()
 
 
-def run(config: ServeConfig, ready: Callable[[Sequence[Endpoint]], None], pump: str | None = None) -> None:
+def run(
+    config: ServeConfig,
+    ready: Callable[[Sequence[Endpoint], Endpoint | None], None],
+    pump: str | None = None,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
     """:func:`serve` on a loop of its own."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(config, ready, pump))
+        runner.run(serve(config, ready, pump, stopping))

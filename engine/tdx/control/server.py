@@ -220,8 +220,8 @@ class Server:
             raise Forbidden("requests from web pages are refused; see allowed_origins in the configuration")
         host = get("host")
         if host is not None:
-            name, _ = parse_host(host)
-            if not permission.host_allowed(name, link.local.host, receiver.config.names, self._machine):
+            name, _ = parse_host(host)  # a malformed one is a bad request, not a foreign one
+            if not permission.host_allowed(host, link.local.host, receiver.config.names, self._machine):
                 raise Forbidden(f"this receiver is not {name}; see names in the configuration")
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:

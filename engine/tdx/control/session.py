@@ -72,7 +72,6 @@ class Session:
         self.machine = UploadMachine()
         self.gate = asyncio.Lock()
         """Held by whoever takes over, commits or cancels: one at a time."""
-        self.checked_identical = False
         self.last_used = asyncio.get_running_loop().time()
         self._store = store
         self._workers = workers
@@ -258,7 +257,6 @@ class Session:
                 raise ProtocolError(f"{len(digests)} digests for {extent_count(length, size)} extents")
             root = str(Root.over(digests, length, size))
             if check_identical:
-                self.checked_identical = True
                 if (receipt := await self.settle_identical(digests, root)) is not None:
                     return receipt
                 if upload.spec.conflict is Conflict.ERROR:
@@ -303,8 +301,11 @@ class Session:
             digests
         ):
             return None
+        receipt = await self._workers.on_disk(
+            self.upload.settle, Outcome.IDENTICAL, existing.path, root=root
+        )
         self.machine.handle(UploadEvent.PUBLISH)
-        return await self._workers.on_disk(self.upload.settle, Outcome.IDENTICAL, existing.path, root=root)
+        return receipt
 
     async def _publish(self, root: str, *, verified: bool) -> Receipt:
         receipt = await self._workers.on_disk(self.upload.publish, root=root, verified=verified)

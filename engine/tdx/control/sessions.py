@@ -82,7 +82,6 @@ class Sessions:
             )
             await self._workers.on_disk(session.upload.raise_epoch)
             await self._workers.on_disk(session.upload.refresh, spec)
-            session.checked_identical = False
             return session
 
     async def _supersede(self, upload: UploadId, owner: Owner) -> None:
@@ -161,4 +160,6 @@ class Sessions:
         stop = reason or Busy("the receiver is shutting down; run again with --resume")
         for session in list(self._open.values()):
             await session.cut_off_writers(stop)
-            await self.release(session)
+            async with session.gate:  # a commit that is running is let finish
+                if self._open.get(session.id) is session:
+                    await self.release(session)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from tdx.errors import NoSpace, TdxError
+from tdx.errors import TdxError
 
 
 class Randomness(Protocol):
@@ -52,8 +52,7 @@ class Retrier:
     def failed(self, error: TdxError, now: float) -> float | None:
         """Seconds to wait before the next try; None: give up, because the error is
         permanent, the retries are used up or the deadline would be reached."""
-        # A full disk is temporary in principle, but emptied by people, not by waiting seconds.
-        if error.permanent or isinstance(error, NoSpace) or self._failures >= self._policy.retries:
+        if error.permanent or self._failures >= self._policy.retries:
             return None
         ceiling = self._policy.cap
         doublings = self._failures
