@@ -37,7 +37,7 @@ Address = tuple[str, int]
 
 DEFAULT_PORT: Final = 8390
 DEFAULT_LISTEN: Final[tuple[Address, ...]] = (("127.0.0.1", DEFAULT_PORT),)
-DEFAULT_RESERVE: Final = 256 << 20
+DEFAULT_RESERVE: Final = 64 << 20
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
