@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from perf.harness import GIB, MIB, TDX, PeakPss, Receiver, machine, receiver, scratch, spread
+from perf.harness import ENVIRONMENT, GIB, MIB, TDX, PeakPss, Receiver, machine, receiver, scratch, spread
 
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 120.0
@@ -64,13 +64,15 @@ def run(size: int, ends: int, rounds: int, folder: Path) -> None:
 
 def _round(serving: Receiver, source: Path, data: int, state: Path) -> Resumed:
     command = [*TDX, "push", str(source), serving.address, "--resume", "--json", "--state", str(state)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     _wait_for(serving, data // 2)
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = _when_still(serving)
     started = time.perf_counter()
-    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    second = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     with PeakPss([serving.pid, second.pid]) as memory:
         _wait_for(serving, before + 1)
         seconds = time.perf_counter() - started
