@@ -1,0 +1,109 @@
+"""From the process to an exit code: every failure is one line on standard error, never a traceback.
+
+Only what the interpreter has loaded anyway is imported until :func:`run` watches, so that also an interrupt during
+start-up ends in a line.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+INTERRUPTED: Final = 75
+IO_ERROR: Final = 74
+INTERNAL: Final = 70
+USAGE: Final = 64
+DEBUG: Final = "TDX_DEBUG"
+"""Environment variable: anything but empty or 0 shows the traceback of what nobody expected."""
+
+
+def main() -> NoReturn:
+    """The console script: run the command line of this process and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code. Writes at most one line about what ended it."""
+    try:
+        from tdx_cli.app import tdx
+
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A file name that the terminal's encoding lacks must not end a push.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        with tdx.make_context("tdx", list(arguments)) as context:
+            code = tdx.invoke(context)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        return _explain(error)
+    return code or 0
+
+
+def _explain(error: BaseException) -> int:
+    """Say in a line what happened; the exit code for it."""
+    try:
+        import click
+
+        from tdx.errors import TdxError
+    except ImportError as missing:  # pragma: no cover - a broken installation
+        return _complain(f"this installation is incomplete: {missing}", INTERNAL)
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    if isinstance(error, TdxError):
+        return _complain(error.message, error.exit_code)
+    if isinstance(error, click.ClickException):
+        return _complain(_usage(error), USAGE)
+    if isinstance(error, BrokenPipeError):
+        _abandon_output()
+        return IO_ERROR
+    if isinstance(error, OSError):
+        about = f": {error.filename}" if error.filename is not None else ""
+        _abandon_output()
+        return _complain(f"{error.strerror or error}{about}", IO_ERROR)
+    return _unexpected(error)
+
+
+def _usage(error: object) -> str:
+    import click
+
+    assert isinstance(error, click.ClickException)
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = "tdx" if context is None else context.command_path
+    return f"{message[:1].lower()}{message[1:]} (see {command} --help)"
+
+
+def _unexpected(error: BaseException) -> int:
+    import os
+
+    if os.environ.get(DEBUG, "0") not in {"", "0"}:
+        import traceback
+
+        traceback.print_exception(error)
+    what = " ".join(str(error).split())
+    message = f"{type(error).__name__}: {what}" if what else type(error).__name__
+    return _complain(f"this should not happen: {message} ({DEBUG}=1 shows where)", INTERNAL)
+
+
+def _complain(message: str, code: int) -> int:
+    from tdx_cli.text import warn
+
+    warn(message)
+    return code
+
+
+def _abandon_output() -> None:
+    """Nobody reads standard output any more, or its disk is full: keep the interpreter from
+    trying once more, and complaining, when it exits."""
+    import os
+
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError, AttributeError):  # pragma: no cover - no such descriptor: nothing to flush
+        return

@@ -1,0 +1,95 @@
+"""From the PATHs of a command line to what is pushed, and under which names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tdx.errors import SourceError, TdxError, UsageError
+from tdx_cli.text import shown
+
+STDIN: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file to push. ``error``: why it cannot be, known before it is tried."""
+
+    path: str
+    name: str
+    error: TdxError | None = None
+
+    @property
+    def is_stdin(self) -> bool:
+        return self.path == STDIN
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, as far as is known without opening it."""
+        try:
+            return None if self.is_stdin else os.stat(self.path).st_size  # noqa: PTH116  any bytes may be a path
+        except (OSError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something in a folder that is not pushed, and why."""
+
+    path: str
+    reason: str
+
+
+def check(paths: Sequence[str], *, name: str | None, resume: bool) -> None:
+    """UsageError where the flags and the PATHs contradict each other."""
+    if len(paths) > 1 and name is not None:
+        raise UsageError("--name names one file; leave it out to push several PATHs")
+    if STDIN in paths:
+        if resume:
+            raise UsageError("standard input cannot be read again from the middle: leave out --resume or -")
+        if name is None:
+            raise UsageError("standard input has no name; give it one with --name")
+
+
+def plan(paths: Sequence[str], *, name: str | None, recursive: bool) -> Iterator[Item | LeftOut]:
+    """What to push, in order. A file goes by its own name, what a folder holds by its
+    path from the folder's name on; ``name`` stands in for the first part."""
+    for path in paths:
+        top = name
+        if top is None:
+            # A path may end in . or .., which name nothing.
+            top = os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119
+        if path == STDIN or not os.path.isdir(path):  # noqa: PTH112
+            yield Item(path, top)
+        elif recursive:
+            yield from _walk(path, top)
+        else:
+            yield Item(path, top, UsageError(f"{shown(path)}: is a directory; push it with -r"))
+
+
+def _walk(folder: str, name: str) -> Iterator[Item | LeftOut]:
+    """The regular files under ``folder``, each folder's entries in the order of their names."""
+    pending: list[tuple[str, str]] = [(folder, name)]
+    while pending:
+        path, name = pending.pop()
+        try:
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            refused = SourceError(f"{shown(path)}: cannot be read: {error.strerror}")
+            yield Item(path, name, refused)
+            continue
+        folders: list[tuple[str, str]] = []
+        for entry in entries:
+            inside = f"{name}/{entry.name}" if name else entry.name
+            if entry.is_symlink():
+                yield LeftOut(entry.path, "is a symbolic link")
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append((entry.path, inside))
+            elif entry.is_file(follow_symlinks=False):
+                yield Item(entry.path, inside)
+            else:
+                yield LeftOut(entry.path, "is not a regular file")
+        pending.extend(reversed(folders))

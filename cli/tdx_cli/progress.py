@@ -1,0 +1,142 @@
+"""The live line on a terminal: how much, how fast, how long still, and what holds it up."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from tdx_cli.report import Ending, Report
+from tdx_cli.text import seconds_of, shown, size_of
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from tdx.control.progress import Tally
+    from tdx_cli.plan import Item
+
+PATIENCE: Final = 0.5
+"""Seconds before a file gets a line: most small ones never need it, nor the import of rich."""
+
+REDRAW: Final = 0.2
+"""Seconds between two pictures: more would take the interpreter from the threads that hash."""
+
+WINDOW: Final = 5.0
+"""Seconds over which the rate is measured."""
+
+PHASES: Final = {
+    "connecting": "connecting",
+    "checking": "comparing with what is there",
+    "committing": "making it durable",
+}
+"""What stands in the place of the bottleneck while no content travels."""
+
+
+class Speed:
+    """The rate of a growing count over the last :data:`WINDOW` seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def observe(self, count: int, now: float) -> None:
+        if self._seen and count < self._seen[-1][1]:
+            self._seen.clear()
+        self._seen.append((now, count))
+        # One observation older than the window stays, so that the window is covered.
+        while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Per second; None until two observations are some time apart."""
+        if not self._seen or self._seen[-1][0] <= self._seen[0][0]:
+            return None
+        (before, start), (after, end) = self._seen[0], self._seen[-1]
+        return (end - start) / (after - before)
+
+    def eta(self, left: int) -> float | None:
+        """Seconds for ``left`` more; None where it does not move."""
+        rate = self.rate
+        return left / rate if rate else None
+
+
+def percentage(done: int, total: int | None) -> str:
+    """Never 100 % before it is: ``47%``; empty where the total is unknown."""
+    if total is None:
+        return ""
+    return f"{min(done * 100 // total, 100)}%" if total else "100%"
+
+
+class TerminalReport(Report):
+    """One line on standard error for the file that is on its way, gone when it has ended."""
+
+    def __init__(self) -> None:
+        self._speed = Speed()
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+
+    def started(self, item: Item) -> None:  # noqa: ARG002  the base's
+        self._speed = Speed()
+
+    def interval(self, elapsed: float) -> float | None:
+        return REDRAW if elapsed >= PATIENCE else PATIENCE - elapsed
+
+    def progress(self, item: Item, tally: Tally, elapsed: float, bottleneck: str | None) -> None:
+        checking = tally.phase == "checking"
+        moved = tally.checked if checking else tally.sent
+        done = moved if checking else moved + tally.resumed
+        if tally.total is not None:
+            # What is sent twice after a broken connection counts once here.
+            done = min(done, tally.total)
+        self._speed.observe(moved, elapsed)
+        if elapsed < PATIENCE:
+            return
+        rate = self._speed.rate
+        left = None if tally.total is None else self._speed.eta(tally.total - done)
+        limited = "" if bottleneck is None else f"limited by {bottleneck}"
+        live, task = self._line(item)
+        live.update(
+            task,
+            total=tally.total,
+            completed=done,
+            percent=percentage(done, tally.total),
+            size=size_of(done) if tally.total is None else f"{size_of(done)} of {size_of(tally.total)}",
+            rate="" if rate is None else f"{size_of(rate)}/s",
+            eta="" if left is None else f"{seconds_of(left)} left",
+            note=PHASES.get(tally.phase, limited),
+        )
+        live.refresh()
+
+    def ended(self, ending: Ending) -> None:  # noqa: ARG002  the base's
+        if self._live is not None:
+            self._live.stop()
+            self._live = self._task = None
+
+    def _line(self, item: Item) -> tuple[Progress, TaskID]:
+        if self._live is not None and self._task is not None:
+            return self._live, self._task
+        # NO_COLOR and dumb terminals are rich's to respect.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        def text(key: str, style: str = "none") -> TextColumn:
+            return TextColumn(f"{{task.fields[{key}]}}", style=style, markup=False)
+
+        self._live = Progress(
+            TextColumn("{task.description}", markup=False),
+            text("percent"),
+            BarColumn(bar_width=20),
+            text("size"),
+            text("rate", "green"),
+            text("eta", "cyan"),
+            text("note", "yellow"),
+            console=Console(stderr=True),
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._live.add_task(
+            shown(item.name), total=None, percent="", size="", rate="", eta="", note=""
+        )
+        self._live.start()
+        return self._live, self._task

@@ -1,0 +1,129 @@
+"""``tdx push``: files, folders or standard input to a peer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tdx_cli.values import RATE, TIMEOUT
+
+if TYPE_CHECKING:
+    from tdx_cli.report import Report
+
+CONFLICTS = ("rename", "overwrite", "skip", "error")
+PUMPS = ("auto", "sendfile", "buffered")
+
+
+@click.command("push", short_help="Send files to a peer.", no_args_is_help=False)
+@click.argument("arguments", nargs=-1, metavar="PATH... PEER")
+@click.option("--resume", is_flag=True, help="Continue a partial that an earlier run left.")
+@click.option("-r", "--recursive", is_flag=True, help="Push what folders hold.")
+@click.option("--name", metavar="NAME", help="The name at the peer, instead of PATH's own.")
+@click.option(
+    "--conflict",
+    type=click.Choice(CONFLICTS),
+    default="rename",
+    show_default=True,
+    help="What to do where the name is taken.",
+)
+@click.option(
+    "--streams", type=click.IntRange(1, 32), help="Parallel connections.  [default: found by measuring]"
+)
+@click.option("--limit-rate", type=RATE, metavar="RATE", help="Most bytes per second: 20M, 20MB, 160Mbit.")
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 1000),
+    default=8,
+    show_default=True,
+    help="Failures in a row without progress that are borne.",
+)
+@click.option("--timeout", type=TIMEOUT, metavar="TIME", help="End the whole run after this long.")
+@click.option(
+    "--stall-timeout",
+    type=TIMEOUT,
+    metavar="TIME",
+    default=60.0,
+    show_default="60s",
+    help="Give a connection up when nothing moves for this long.",
+)
+@click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
+@click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where digests are remembered between runs.",
+)
+def command(
+    arguments: tuple[str, ...],
+    *,
+    resume: bool,
+    recursive: bool,
+    name: str | None,
+    conflict: str,
+    streams: int | None,
+    limit_rate: float | None,
+    retries: int,
+    timeout: float | None,
+    stall_timeout: float,
+    pump: str | None,
+    as_json: bool,
+    quiet: bool,
+    state: Path | None,
+) -> int:
+    """Send every PATH to PEER (HOST or HOST:PORT) and exit with 0 once all are there.
+
+    PATH - reads standard input and needs --name. Exits with 75 where running it again with
+    --resume would help.
+    """
+    from tdx.errors import UsageError
+
+    if len(arguments) < 2:
+        raise UsageError("push needs a PATH and a PEER, as in: tdx push FILE HOST:PORT")
+    *paths, given_peer = arguments
+    import asyncio
+    import os
+
+    from tdx_cli import plan
+
+    plan.check(paths, name=name, resume=resume)
+    from tdx.config import state_directory
+    from tdx.control.dial import Peer
+    from tdx.control.sender import SenderOptions
+    from tdx.model import Conflict
+    from tdx_cli.pushing import Run, Wishes
+
+    peer = Peer.parse(given_peer)
+    several = len(paths) > 1 or (recursive and Path(paths[0]).is_dir())
+    wishes = Wishes(
+        peer=peer,
+        sender=SenderOptions(limit_rate=limit_rate, retries=retries, stall_timeout=stall_timeout),
+        state=state or state_directory(os.environ),
+        conflict=Conflict(conflict),
+        resume=resume,
+        streams=streams,
+        pump=pump,
+        timeout=timeout,
+        quiet=quiet,
+        several=several,
+    )
+    report = _report(str(peer), as_json=as_json, quiet=quiet)
+    with asyncio.Runner() as runner:
+        return runner.run(Run(wishes, report).push(plan.plan(paths, name=name, recursive=recursive)))
+
+
+def _report(peer: str, *, as_json: bool, quiet: bool) -> Report:
+    import sys
+
+    from tdx_cli.report import JsonReport, Report, Several, TextReport
+
+    lines = JsonReport(peer) if as_json else Report() if quiet else TextReport(peer)
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        return lines
+    from tdx_cli.progress import TerminalReport
+
+    # The bar goes before the line that takes its place.
+    return Several([TerminalReport(), lines])

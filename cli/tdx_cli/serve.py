@@ -1,0 +1,99 @@
+"""``tdx serve``: the receiver."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from tdx_cli.notify import notify
+from tdx_cli.text import say
+from tdx_cli.values import ADDRESS
+
+if TYPE_CHECKING:
+    from tdx.identity.port import Endpoint
+
+PUMPS: Final = ("auto", "splice", "buffered")
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@click.command("serve", short_help="Receive files into a folder.")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The folder to receive into.",
+)
+@click.option(
+    "--listen",
+    type=ADDRESS,
+    metavar="HOST:PORT",
+    multiple=True,
+    help="An address to listen on; may be repeated.  [default: 127.0.0.1:8390]",
+)
+@click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A TOML file; flags win over it.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where receipts are kept.",
+)
+@click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
+@click.option("--log-level", type=click.Choice(LEVELS), help="How much to log on standard error.")
+def command(
+    folder: Path | None,
+    listen: tuple[tuple[str, int], ...],
+    metrics: tuple[str, int] | None,
+    config: Path | None,
+    state: Path | None,
+    pump: str | None,
+    log_level: str | None,
+) -> None:
+    """Receive files into DIR until SIGTERM or Ctrl-C.
+
+    Prints one line `listening HOST:PORT` for each address once it accepts connections, and
+    `metrics HOST:PORT` with --metrics. Logs go to standard error.
+    """
+    from tdx.config import Partial, load, merge
+    from tdx.errors import UsageError
+
+    if folder is None and config is None:
+        raise UsageError("no folder to receive into: give --dir DIR, or --config FILE that names one")
+    flags = Partial(folder=folder, listen=listen, metrics=metrics, state=state, log_level=log_level)
+    merged = merge({} if config is None else load(config), flags)
+    _log_to_stderr(merged.log_level)
+    from tdx.control import serve
+
+    serve.run(merged, _announce, pump, _stopping)
+
+
+def _announce(addresses: Sequence[Endpoint], metrics: Endpoint | None) -> None:
+    from tdx.config import format_address
+
+    for address in addresses:
+        say(f"listening {format_address((address.host, address.port))}")
+    if metrics is not None:
+        say(f"metrics {format_address((metrics.host, metrics.port))}")
+    notify("READY=1")
+
+
+def _stopping() -> None:
+    notify("STOPPING=1")
+
+
+def _log_to_stderr(level: str) -> None:
+    import logging
+
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )

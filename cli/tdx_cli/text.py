@@ -1,0 +1,54 @@
+"""What people read: names, sizes, durations, and lines on the two outputs."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Final
+
+_STEPS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def shown(name: str) -> str:
+    """A file name fit for a line of output: nothing in it breaks the line or drives a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def say(line: str) -> None:
+    """One line on standard output, at once."""
+    print(line, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line ``tdx: message`` on standard error."""
+    if sys.stderr is not None:
+        print(f"tdx: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+
+
+def size_of(count: float) -> str:
+    """Bytes in steps of 1024: ``3.0 GiB``."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    power = 0
+    count /= 1024
+    while count >= 1023.95 and power < len(_STEPS) - 1:
+        count /= 1024
+        power += 1
+    return f"{count:.1f} {_STEPS[power]}"
+
+
+def rate_of(count: float, seconds: float) -> str:
+    """Bytes per second: ``2.0 GiB/s``."""
+    return f"{size_of(count / max(seconds, 1e-9))}/s"
+
+
+def seconds_of(seconds: float) -> str:
+    """``0.02 s``, ``1.5 s``, ``42 s``, ``4:05``, ``1:02:03``."""
+    if seconds < 1:
+        return f"{seconds:.2g} s" if seconds >= 0.001 else "0 s"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    whole = math.floor(seconds + 0.5)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

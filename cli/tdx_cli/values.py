@@ -1,0 +1,77 @@
+"""Values of options: rates, sizes, durations, each with a line that says how to write it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from tdx.errors import ConfigError, UsageError
+
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w|)")
+_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds: ``90``, ``90s``, ``1.5h``, ``7d``. UsageError for anything else."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is not a duration; write it like 90s, 15m, 12h or 7d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def parse_timeout(text: str) -> float:
+    """A duration above zero."""
+    seconds = parse_duration(text)
+    if not seconds:
+        raise UsageError("a timeout of 0 would end before it began; leave it out for none")
+    return seconds
+
+
+def _rate(text: str) -> float:
+    from tdx.policy.pacing import parse_rate
+
+    return parse_rate(text)
+
+
+def _size(text: str) -> int:
+    from tdx.policy.pacing import parse_size
+
+    return parse_size(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    from tdx.config import parse_address
+
+    return parse_address(text)
+
+
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # not generic in older releases
+
+
+class Parsed(_Type):
+    """An option's value by a function of its text; what that refuses is an error of usage."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value  # a default, which is of the type already
+        try:
+            return self._parse(value)
+        except (UsageError, ConfigError) as error:
+            self.fail(error.message, param, ctx)
+
+
+ADDRESS: Final = Parsed("host:port", _address)
+DURATION: Final = Parsed("duration", parse_duration)
+RATE: Final = Parsed("rate", _rate)
+SIZE: Final = Parsed("size", _size)
+TIMEOUT: Final = Parsed("duration", parse_timeout)

@@ -1,0 +1,57 @@
+"""Which part of a transfer the others wait for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tdx.model import Stages
+
+SENDER_DISK: Final = "sender disk"
+RECEIVER_DISK: Final = "receiver disk"
+NETWORK: Final = "network"
+CPU: Final = "CPU"
+RATE_LIMIT: Final = "rate limit"
+
+ENOUGH: Final = 0.2
+"""Seconds of work of both ends together below which nothing is named: it would be chance."""
+
+AT_LIMIT: Final = 0.9
+"""Share of a rate limit from which on the limit is what counts."""
+
+
+def name_bottleneck(
+    ours: Stages, theirs: Stages, *, rate: float | None = None, limit: float | None = None
+) -> str | None:
+    """The bottleneck, from the seconds that the sender (``ours``) and the receiver (``theirs``)
+    spent in each stage; ``rate`` and ``limit`` in bytes per second. None: not known yet.
+
+    A transfer is a pipeline with bounded buffers between its stages, so every stage but
+    the slowest spends its time waiting. Only two stages contain waiting: ``send`` blocks
+    while the network, or the receiver behind it, takes no more; ``receive`` blocks
+    while the network, or the sender before it, brings nothing. Hence:
+
+    - a rate that is at its limit: the limit, since pauses count in no stage;
+    - the sender spends most in reading or hashing: it is never held up, so it is the slow
+      one, by its disk or by its CPU;
+    - else the sender waits in ``send``. The receiver spends most in writing and syncing,
+      or in hashing: it is what the sender waits for;
+    - else both ends wait for what lies between them: the network (on loopback, the kernel's
+      copying).
+
+    The receiver's stages may run side by side, so they are compared with each other, not added
+    up; what nobody has reported counts as zero. While the receiver has reported nothing, a
+    sender that waits says nothing about what for.
+    """
+    if rate is not None and limit is not None and rate >= AT_LIMIT * limit:
+        return RATE_LIMIT
+    if ours.read + ours.hash + ours.send + theirs.receive + theirs.hash + theirs.write + theirs.sync < ENOUGH:
+        return None
+    if max(ours.read, ours.hash) > ours.send:
+        return SENDER_DISK if ours.read >= ours.hash else CPU
+    disk = theirs.write + theirs.sync
+    if not theirs.receive and not theirs.hash and not disk:
+        return None
+    slowest = max(theirs.receive, theirs.hash, disk)
+    if slowest == disk:
+        return RECEIVER_DISK
+    return NETWORK if slowest == theirs.receive else CPU
