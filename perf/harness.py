@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -76,7 +77,7 @@ class PeakPss:
     peak: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> PeakPss:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
