@@ -1,0 +1,212 @@
+"""Every call of the store to the operating system, in one object that tests can make fail.
+
+The methods are thin: same arguments, results and errors as the calls they are named
+after. What Python lacks is called through the C library; where that lacks it too, or
+the filesystem refuses it, the method says so with an OSError and the caller does without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import time
+from typing import Any, Final
+
+from tdx.errors import NoSpace, StorageError, TdxError
+
+TMPFS: Final = 0x01021994
+RAMFS: Final = 0x858458F6
+BTRFS: Final = 0x9123683E
+ZFS: Final = 0x2FC12FC1
+BCACHEFS: Final = 0xCA451A4E
+OVERLAY: Final = 0x794C7630
+
+IN_MEMORY: Final = frozenset({TMPFS, RAMFS})
+"""Filesystems without a disk: nothing to write back."""
+
+NO_PREALLOCATION: Final = IN_MEMORY | {BTRFS, ZFS, BCACHEFS, OVERLAY}
+"""Where reserved blocks cost time and reserve nothing: in memory, copy-on-write, or unknown underneath."""
+
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
+
+_KEEP_SIZE: Final = 1
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_RENAME_NOREPLACE: Final = 1
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_MNT_ID: Final = 0x1000
+_STATX_MNT_ID_UNIQUE: Final = 0x4000
+_STATX_SIZE: Final = 256
+_STATX_MNT_ID_OFFSET: Final = 144
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _function(name: str, *argtypes: Any) -> Any:
+    function = getattr(_libc, name, None)
+    if function is not None:
+        function.argtypes = argtypes
+        function.restype = ctypes.c_int
+    return function
+
+
+_fallocate = _function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_sync_file_range = _function("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_renameat2 = _function(
+    "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
+_fstatfs = _function("fstatfs", ctypes.c_int, ctypes.c_void_p)
+_statx = _function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def failure(what: str, error: OSError) -> TdxError:
+    """The error of the tree for a failed call; ``what`` begins its message."""
+    if error.errno in NO_SPACE:
+        return NoSpace(f"{what}: no space left on the receiver's disk")
+    return StorageError(f"{what}: {error.strerror or error}")
+
+
+class System:
+    """The real calls. Tests derive from it."""
+
+    # --- clocks and identities ------------------------------------------------
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def boot_id(self) -> bytes:
+        """16 bytes that change with every boot; zeros where the system has none."""
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                return bytes.fromhex(file.read().strip().replace("-", ""))
+        except (OSError, ValueError):
+            return bytes(16)
+
+    def mount_id(self, fd: int) -> int:
+        """The mount that ``fd`` lies on, never used again where the kernel can promise that
+        (6.8 and later); 0 where it cannot be told."""
+        buffer = ctypes.create_string_buffer(_STATX_SIZE)
+        try:
+            _call(_statx, fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, buffer)
+        except OSError:
+            return 0
+        mask = int.from_bytes(buffer.raw[:4], "little")
+        if not mask & (_STATX_MNT_ID | _STATX_MNT_ID_UNIQUE):
+            return 0
+        return int.from_bytes(buffer.raw[_STATX_MNT_ID_OFFSET : _STATX_MNT_ID_OFFSET + 8], "little")
+
+    def filesystem(self, fd: int) -> int:
+        """The filesystem's magic number; 0 where it cannot be told."""
+        buffer = ctypes.create_string_buffer(256)
+        try:
+            _call(_fstatfs, fd, buffer)
+        except OSError:
+            return 0
+        return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
+
+    def umask(self) -> int:
+        """The process's mask, read without changing it even for a moment."""
+        try:
+            with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+                return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+        except (OSError, StopIteration):
+            return 0o077
+
+    def geteuid(self) -> int:
+        return os.geteuid()
+
+    # --- names ------------------------------------------------------------------
+
+    def open(self, path: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def flock(self, fd: int, operation: int) -> None:
+        fcntl.flock(fd, operation)
+
+    def mkdir(self, path: str, mode: int, *, dir_fd: int) -> None:
+        os.mkdir(path, mode, dir_fd=dir_fd)
+
+    def rmdir(self, path: str, *, dir_fd: int) -> None:
+        os.rmdir(path, dir_fd=dir_fd)
+
+    def unlink(self, path: str, *, dir_fd: int) -> None:
+        os.unlink(path, dir_fd=dir_fd)
+
+    def link(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+
+    def rename(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def rename_noreplace(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        """renameat2(RENAME_NOREPLACE): FileExistsError where ``target`` is taken."""
+        _call(_renameat2, src_dir_fd, os.fsencode(source), dst_dir_fd, os.fsencode(target), _RENAME_NOREPLACE)
+
+    def listdir(self, fd: int) -> list[str]:
+        return os.listdir(fd)
+
+    def stat(self, path: str, *, dir_fd: int) -> os.stat_result:
+        """Never follows a link."""
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def fstatvfs(self, fd: int) -> os.statvfs_result:
+        return os.fstatvfs(fd)
+
+    # --- bytes ------------------------------------------------------------------
+
+    def read(self, fd: int, count: int) -> bytes:
+        return os.read(fd, count)
+
+    def write(self, fd: int, data: bytes) -> int:
+        return os.write(fd, data)
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        return os.pwrite(fd, data, offset)
+
+    def preadv(self, fd: int, view: memoryview, offset: int) -> int:
+        return os.preadv(fd, [view], offset)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    def fallocate_keep_size(self, fd: int, offset: int, length: int) -> None:
+        _call(_fallocate, fd, _KEEP_SIZE, offset, length)
+
+    def fchmod(self, fd: int, mode: int) -> None:
+        os.fchmod(fd, mode)
+
+    def chmod(self, path: str, mode: int, *, dir_fd: int) -> None:
+        os.chmod(path, mode, dir_fd=dir_fd)
+
+    def utime(self, fd: int, mtime_ns: int) -> None:
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    # --- durability ---------------------------------------------------------------
+
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        """sync_file_range(WRITE): starts the writing and waits for none of it, for a wait
+        would take the error away from the fdatasync that must report it."""
+        _call(_sync_file_range, fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
