@@ -1,0 +1,276 @@
+"""Paths below DIR, walked with directory descriptors.
+
+No component is ever followed through a link, and no directory of another filesystem
+is entered: neither a link planted in DIR nor one swapped in during the walk leads
+outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
+
+from tdx.errors import BadName, ConfigError, StorageError
+from tdx.store.syscalls import System, failure
+
+OWN: Final = ".tdx"
+"""The store's own folder inside DIR."""
+
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+_BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
+_REMEMBERED: Final = 4096
+
+
+def read_small(system: System, name: str, *, dir_fd: int, most: int = 1 << 27) -> bytes:
+    """The whole content of a small file. FileNotFoundError passes through."""
+    fd = system.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        return read_all(system, fd, most)
+    finally:
+        system.close(fd)
+
+
+def read_all(system: System, fd: int, most: int = 1 << 40) -> bytes:
+    """What is left of an open file, at most ``most`` bytes."""
+    parts: list[bytes] = []
+    while most > 0 and (part := system.read(fd, min(most, 1 << 20))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
+
+
+def write_all(system: System, fd: int, data: bytes) -> None:
+    while data:
+        data = data[system.write(fd, data) :]
+
+
+def write_file(system: System, name: str, data: bytes, *, dir_fd: int, sync: bool) -> None:
+    """Make or replace a small file in place."""
+    fd = system.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        write_all(system, fd, data)
+        if sync:
+            system.fsync(fd)
+    finally:
+        system.close(fd)
+
+
+def replace_file(system: System, name: str, data: bytes, *, dir_fd: int) -> None:
+    """Durably replace a small file: at every moment the old content or the new is there."""
+    temporary = name + ".tmp"
+    write_file(system, temporary, data, dir_fd=dir_fd, sync=True)
+    system.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    system.fsync(dir_fd)
+
+
+class Tree:
+    """DIR and what is published in it."""
+
+    def __init__(self, system: System, fd: int) -> None:
+        """``fd``: DIR, open; the tree closes it."""
+        self._system = system
+        self.fd = fd
+        self.device = system.fstat(fd).st_dev
+        self._durable: set[tuple[int, str, int]] = set()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._system.close(self.fd)
+
+    @contextmanager
+    def parent(self, name: str, *, make: bool = False) -> Generator[tuple[int, str]]:
+        """The directory that ``name`` lies in, open while the context lasts, and the last component.
+
+        With ``make``, missing directories are made, and every directory on the way is
+        durable. Raises FileNotFoundError for a missing one otherwise, BadName where a
+        file, a link or another filesystem is in the way.
+        """
+        *folders, leaf = _components(name)
+        fd = self.fd
+        try:
+            for folder in folders:
+                inner = self._enter(fd, folder, name, make)
+                if fd != self.fd:
+                    self._system.close(fd)
+                fd = inner
+            yield fd, leaf
+        finally:
+            if fd != self.fd:
+                self._system.close(fd)
+
+    def _enter(self, fd: int, folder: str, name: str, make: bool) -> int:
+        try:
+            inner = self._open(fd, folder)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self._make(fd, folder, name)
+            inner = self._open(fd, folder)
+        except OSError as error:
+            raise _refusal(name, folder, error) from error
+        try:
+            found = self._system.fstat(inner)
+            if found.st_dev != self.device:
+                raise BadName(f"{name}: {folder} is on another filesystem than the receiver's folder")
+            if make:
+                self._make_durable(fd, folder, inner, found.st_ino)
+        except BaseException:
+            self._system.close(inner)
+            raise
+        return inner
+
+    def _open(self, fd: int, folder: str) -> int:
+        return self._system.open(folder, DIRECTORY, dir_fd=fd)
+
+    def _make(self, fd: int, folder: str, name: str) -> None:
+        try:
+            self._system.mkdir(folder, 0o777, dir_fd=fd)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise _refusal(name, folder, error) from error
+
+    def _make_durable(self, fd: int, folder: str, inner: int, inode: int) -> None:
+        # A directory that is already there may have been made a moment ago by a thread, or by a receiver
+        # since killed, that never got to syncing it; so each is synced once by this process.
+        key = (self._system.fstat(fd).st_ino, folder, inode)
+        with self._lock:
+            if key in self._durable:
+                return
+        try:
+            self._system.fsync(inner)
+            self._system.fsync(fd)
+        except OSError as error:
+            raise failure(f"{folder}: cannot make the folder durable", error) from error
+        with self._lock:
+            if len(self._durable) >= _REMEMBERED:
+                self._durable.clear()
+            self._durable.add(key)
+
+    def look(self, name: str) -> os.stat_result | None:
+        """What carries ``name``, of whatever kind; None if nothing does. BadName as for :meth:`parent`."""
+        try:
+            with self.parent(name) as (fd, leaf):
+                return self.look_in(fd, leaf, name)
+        except FileNotFoundError:
+            return None
+
+    def look_in(self, fd: int, leaf: str, name: str) -> os.stat_result | None:
+        """The same inside an open directory; ``name`` is for the message."""
+        try:
+            return self._system.stat(leaf, dir_fd=fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _refusal(name, leaf, error) from error
+
+    def open_file(self, name: str) -> int | None:
+        """The regular file of this name, open for reading; None where there is none."""
+        try:
+            with self.parent(name) as (fd, leaf):
+                # O_NONBLOCK, or opening a FIFO somebody put there would wait for ever.
+                file = self._system.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or error.errno in _BLOCKED | {errno.ENXIO}:
+                return None
+            raise failure(f"{name}: cannot be opened", error) from error
+        if stat.S_ISREG(self._system.fstat(file).st_mode):
+            return file
+        self._system.close(file)
+        return None
+
+
+def _components(name: str) -> list[str]:
+    components = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part or part.casefold() == OWN for part in components):
+        raise BadName(f"not a name that can be stored: {name!r:.80}")
+    return components
+
+
+def _refusal(name: str, component: str, error: OSError) -> BadName | StorageError:
+    if error.errno in _BLOCKED:
+        return BadName(f"{name}: {component} is there and is not a folder")
+    if error.errno == errno.ENAMETOOLONG:
+        return BadName(f"{name}: {component!r:.80} is too long for the receiver's filesystem")
+    if error.errno == errno.EILSEQ:
+        return BadName(f"{name}: the receiver's filesystem cannot hold this name")
+    if isinstance(found := failure(name, error), StorageError):
+        return found
+    raise found from error
+
+
+def open_folder(system: System, folder: str) -> int:
+    """DIR, made if only its last component is missing; ConfigError unless it is ours alone to write."""
+    try:
+        fd = system.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        fd = _make_folder(system, folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be used as the folder to receive into: {error.strerror}"
+        ) from error
+    try:
+        found = system.fstat(fd)
+        _check_owner(system, folder, found)
+        if found.st_mode & 0o022:
+            raise ConfigError(f"{folder}: others may write to it; chmod go-w {folder}")
+    except BaseException:
+        system.close(fd)
+        raise
+    return fd
+
+
+def _make_folder(system: System, folder: str) -> int:
+    above, leaf = os.path.split(os.path.abspath(folder))
+    try:
+        parent = system.open(above, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            system.mkdir(leaf, 0o755, dir_fd=parent)
+            system.fsync(parent)
+            return system.open(leaf, DIRECTORY, dir_fd=parent)
+        finally:
+            system.close(parent)
+    except OSError as error:
+        raise ConfigError(f"{folder}: does not exist and cannot be made: {error.strerror}") from error
+
+
+def open_own(system: System, path: str, name: str, *, dir_fd: int, device: int) -> int:
+    """A folder of the store's own, made if missing: a real directory, ours, 0700, on DIR's filesystem.
+
+    ``path`` is for messages. ConfigError otherwise.
+    """
+    try:
+        try:
+            system.mkdir(name, 0o700, dir_fd=dir_fd)
+            system.fsync(dir_fd)
+        except FileExistsError:
+            pass
+        fd = system.open(name, DIRECTORY, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in _BLOCKED:
+            raise ConfigError(f"{path}: is not a directory; move it away") from error
+        raise ConfigError(f"{path}: cannot be made or opened: {error.strerror}") from error
+    try:
+        found = system.fstat(fd)
+        _check_owner(system, path, found)
+        if found.st_mode & 0o077:
+            raise ConfigError(f"{path}: others may enter it; chmod 700 {path}")
+        if found.st_dev != device:
+            raise ConfigError(f"{path}: is on another filesystem than the folder it lies in")
+    except BaseException:
+        system.close(fd)
+        raise
+    return fd
+
+
+def _check_owner(system: System, path: str, found: os.stat_result) -> None:
+    if found.st_uid != system.geteuid():
+        raise ConfigError(
+            f"{path}: belongs to uid {found.st_uid}, and the receiver runs as {system.geteuid()}"
+        )
