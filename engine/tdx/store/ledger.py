@@ -1,0 +1,56 @@
+"""An upload's journal file together with the state it says: what one claim reads and appends to."""
+
+from __future__ import annotations
+
+from tdx.model import UploadSpec
+from tdx.store.folders import Folder
+from tdx.store.journal import Record, Session, State, encode, replay
+from tdx.store.syscalls import System, failure
+
+
+class Ledger:
+    """Appends records to a claimed folder's journal and keeps the state in step. Not thread-safe."""
+
+    def __init__(self, system: System, folder: Folder, spec: UploadSpec, session: Session) -> None:
+        """Replay the journal, cut it where it is torn, and begin a session in it.
+
+        NoSpace, StorageError.
+        """
+        self._system = system
+        self._folder = folder
+        self._name = spec.name
+        self.state = State(spec.extent_size, spec.length, spec.holes)
+        try:
+            self._end, self._chain = replay(folder.read_journal(), self.state, folder.upload)
+            system.ftruncate(folder.journal, self._end)
+        except OSError as error:
+            raise failure(f"{spec.name}: the journal cannot be opened", error) from error
+        self.append([Record.session(session)])
+
+    def append(self, records: list[Record]) -> None:
+        """A record counts only once all of it is written; what a failure leaves behind is
+        overwritten by the next, and the chain of checksums excludes anything after that."""
+        chain = self._chain
+        data = b""
+        for record in records:
+            encoded, chain = encode(record, chain)
+            data += encoded
+        at = self._end
+        while data:
+            try:
+                done = self._system.pwrite(self._folder.journal, data, at)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                raise failure(f"{self._name}: the journal cannot be written", error) from error
+            at += done
+            data = data[done:]
+        self._end = at
+        self._chain = chain
+        for record in records:
+            self.state.apply(record)
+
+    def sync(self) -> None:
+        """Make the journal, and the folder it lies in, durable. OSError."""
+        self._system.fdatasync(self._folder.journal)
+        self._folder.root()

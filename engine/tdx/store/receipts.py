@@ -1,0 +1,137 @@
+"""Receipts: what has been published, in SQLite in the state directory.
+
+One database serves every receiver of this user; rows are told apart by the id of the
+store folder. Safe between threads (one connection under a lock) and between processes
+(SQLite's own locks, write-ahead log).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from tdx.errors import ConfigError, StorageError
+from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+
+_PATIENCE: Final = 30.0
+"""Seconds to wait for another process's write."""
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS receipts (
+    store TEXT NOT NULL,
+    upload TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    key TEXT,
+    name TEXT NOT NULL,
+    path TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    root TEXT NOT NULL,
+    verified INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    published_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    PRIMARY KEY (store, upload)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS receipts_by_key ON receipts (store, owner, key) WHERE key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS receipts_by_expiry ON receipts (store, expires_at);
+"""
+
+_INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_SELECT: Final = """
+SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at
+FROM receipts WHERE store = ? AND """
+_BY_UPLOAD: Final = _SELECT + "upload = ?"
+_BY_KEY: Final = _SELECT + "owner = ? AND key = ? ORDER BY published_at DESC LIMIT 1"
+
+
+class Receipts:
+    """The receipts of one store folder."""
+
+    def __init__(self, state: Path, store: str) -> None:
+        """``store`` is the folder's id. ConfigError where the state directory cannot be used."""
+        self._store = store
+        self._lock = threading.Lock()
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._database = sqlite3.connect(
+                state / "receipts.sqlite3", timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.executescript(_SCHEMA)
+            except BaseException:
+                self._database.close()
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{state}: the receipts cannot be kept there: {error}") from error
+
+    def put(self, receipt: Receipt, *, lifetime: float) -> None:
+        """Durably store a receipt, for at least ``lifetime`` seconds; a second time changes nothing."""
+        row = (
+            self._store,
+            receipt.upload,
+            receipt.owner,
+            receipt.key,
+            receipt.name,
+            receipt.path,
+            receipt.size,
+            receipt.root,
+            int(receipt.verified),
+            receipt.outcome.value,
+            receipt.published_at,
+            receipt.published_at + lifetime,
+        )
+        with self._cursor() as cursor:
+            cursor.execute(_INSERT, row)
+
+    def get(self, upload: UploadId) -> Receipt | None:
+        return self._one(_BY_UPLOAD, upload)
+
+    def by_key(self, owner: Owner, key: str) -> Receipt | None:
+        """The newest receipt for this owner's key."""
+        return self._one(_BY_KEY, owner, key)
+
+    def expire(self, now: float) -> None:
+        with self._cursor() as cursor:
+            cursor.execute("DELETE FROM receipts WHERE store = ? AND expires_at < ?", (self._store, now))
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    def _one(self, query: str, *values: str) -> Receipt | None:
+        with self._cursor() as cursor:
+            cursor.execute(query, (self._store, *values))
+            row: tuple[Any, ...] | None = cursor.fetchone()
+        if row is None:
+            return None
+        upload, owner, key, name, path, size, root, verified, outcome, published_at = row
+        return Receipt(
+            upload=UploadId(upload),
+            owner=Owner(owner),
+            key=key,
+            name=FileName(name),
+            path=path,
+            size=size,
+            root=root,
+            verified=bool(verified),
+            outcome=Outcome(outcome),
+            published_at=published_at,
+        )
+
+    @contextmanager
+    def _cursor(self) -> Generator[sqlite3.Cursor]:
+        with self._lock:
+            try:
+                cursor = self._database.cursor()
+                try:
+                    yield cursor
+                finally:
+                    cursor.close()
+            except sqlite3.Error as error:
+                raise StorageError(f"the receipts cannot be read or written: {error}") from error
