@@ -1,0 +1,373 @@
+"""The store on a local disk: DIR, the uploads on their way into it, and their receipts.
+
+``docs/store.md`` specifies the files, the order in which they are made durable, and
+recovery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from tdx.errors import ConfigError, Exists, NoSpace, NotFound, TdxError, UploadBusy
+from tdx.integrity import MIB, MIN_EXTENT
+from tdx.model import Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.store.folders import DATA, JOURNAL, META, Folder, is_upload_id, read_meta, remove
+from tdx.store.journal import Session, data_ranges
+from tdx.store.ledger import Ledger
+from tdx.store.paths import DIRECTORY, OWN, Tree, open_folder, open_own, read_small, write_all, write_file
+from tdx.store.port import Existing, Partial
+from tdx.store.publish import Destination
+from tdx.store.reading import extent_digests
+from tdx.store.receipts import Receipts
+from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, failure
+from tdx.store.upload import LocalUpload
+
+RESERVE: Final = 64 * MIB
+
+_UNFINISHED_AGE: Final = 3600.0
+"""A folder without a meta may be one in the making; after this many seconds it is not."""
+
+
+class LocalStore:
+    """See :class:`tdx.store.port.Store`. Its uploads have the capability HasDescriptor."""
+
+    def __init__(
+        self,
+        folder: Path,
+        state: Path,
+        *,
+        reserve: int = RESERVE,
+        clock: Callable[[], float] = time.time,
+        system: System | None = None,
+        exclusive: bool = True,
+    ) -> None:
+        """``folder`` is DIR, made if only its last component is missing; ``state`` the state
+        directory; ``reserve`` the bytes of the disk that are never filled.
+
+        ConfigError where DIR or its ``.tdx`` is not ours alone to write, or another
+        receiver has it. ``exclusive=False`` does not care about the latter: for cleaning
+        up beside a running receiver, whose uploads are protected by their own claims.
+        """
+        self._system = system = system or System()
+        self._reserve = reserve
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._running: dict[UploadId, LocalUpload] = {}
+        self._promised: dict[UploadId, int] = {}
+        with contextlib.ExitStack() as undo:
+            self._tree = Tree(system, open_folder(system, str(folder)))
+            undo.callback(self._tree.close)
+            device = self._tree.device
+            own_path = os.path.join(folder, OWN)
+            own = open_own(system, own_path, OWN, dir_fd=self._tree.fd, device=device)
+            undo.callback(system.close, own)
+            if exclusive:
+                undo.callback(system.close, _lock(system, own, str(folder)))
+            path = os.path.join(own_path, "uploads")
+            self._uploads = open_own(system, path, "uploads", dir_fd=own, device=device)
+            undo.callback(system.close, self._uploads)
+            receipts = Receipts(state, _store_id(system, own, own_path))
+            undo.callback(receipts.close)
+            self._receipts = receipts
+            kind = system.filesystem(self._uploads)
+            self._writeback = kind not in IN_MEMORY
+            self._preallocates = kind not in NO_PREALLOCATION
+            self._session = Session(system.boot_id(), device, system.mount_id(self._uploads))
+            self._umask = system.umask()
+            self._destination = Destination(system, self._tree, receipts, clock)
+            self._resources = undo.pop_all()
+
+    # --- uploads ----------------------------------------------------------------------
+
+    def create(self, spec: UploadSpec) -> LocalUpload:
+        if spec.length is None:
+            # Nobody can vouch for holes of a file whose end is unknown.
+            spec = replace(spec, holes=())
+        if self._tree.look(spec.name) is not None and spec.conflict is Conflict.ERROR:
+            raise Exists(f"{spec.name}: a file of this name is there already", path=spec.name)
+        upload = UploadId(secrets.token_hex(16))
+        with self._promise(upload, spec):
+            folder = Folder.make(self._system, self._uploads, upload, spec)
+            try:
+                if self._preallocates:
+                    self._preallocate(folder.data, spec)
+                return self._begin(folder, spec)
+            except BaseException as error:
+                if isinstance(error, TdxError):
+                    with contextlib.suppress(OSError):
+                        folder.remove()
+                folder.close()
+                raise
+
+    def open(self, upload: UploadId) -> LocalUpload:
+        folder = Folder.claim(self._system, self._uploads, upload)
+        try:
+            self._destination.recover(folder)
+            if folder.data < 0:
+                raise NotFound("no such upload")
+            return self._begin(folder, folder.spec())
+        except OSError as error:
+            folder.close()
+            raise failure("the upload cannot be opened", error) from error
+        except BaseException:
+            folder.close()
+            raise
+
+    def _begin(self, folder: Folder, spec: UploadSpec) -> LocalUpload:
+        upload = LocalUpload(
+            self._system,
+            folder,
+            spec,
+            Ledger(self._system, folder, spec, self._session),
+            self._destination,
+            writeback=self._writeback,
+            umask=self._umask,
+            ended=self._forget,
+        )
+        with self._lock:
+            self._running[upload.id] = upload
+        return upload
+
+    def _forget(self, upload: UploadId) -> None:
+        with self._lock:
+            self._running.pop(upload, None)
+
+    # --- space --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _promise(self, upload: UploadId, spec: UploadSpec) -> Generator[None]:
+        """Space for an upload in the making, so that two at once are not promised the same."""
+        need = data_ranges(spec.length or 0, spec.extent_size, spec.holes).total()
+        with self._lock:
+            free = self._free()
+            if need > max(free, 0) or (spec.length is None and free <= 0):
+                raise NoSpace(
+                    f"{spec.name}: needs {need} bytes, and {max(free, 0)} may be used",
+                    needed=need,
+                    free=max(free, 0),
+                )
+            self._promised[upload] = need
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._promised[upload]
+
+    def _free(self) -> int:
+        disk = self._system.fstatvfs(self._tree.fd)
+        running = sum(upload.still_needed() for upload in self._running.values())
+        return disk.f_bavail * disk.f_frsize - self._reserve - running - sum(self._promised.values())
+
+    def _preallocate(self, fd: int, spec: UploadSpec) -> None:
+        ranges = data_ranges(spec.length or 0, spec.extent_size, spec.holes)
+        if ranges.total() < MIN_EXTENT:
+            return
+        for span in ranges:
+            try:
+                self._allocate(fd, span.start, len(span))
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    raise failure(spec.name, error) from error
+                return
+
+    def _allocate(self, fd: int, offset: int, length: int) -> None:
+        while True:
+            try:
+                return self._system.fallocate_keep_size(fd, offset, length)
+            except InterruptedError:
+                continue
+
+    def free_bytes(self) -> int:
+        with self._lock:
+            return max(0, self._free())
+
+    def staged_bytes(self) -> int:
+        return sum(partial.staged_bytes for partial in self.partials())
+
+    # --- what is there --------------------------------------------------------------------
+
+    def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
+        found = [
+            partial
+            for partial in self.partials()
+            if (partial.spec.owner, partial.spec.name, partial.spec.source_id) == (owner, name, source_id)
+            and length in (None, partial.spec.length)
+        ]
+        return sorted(found, key=lambda partial: partial.touched_at, reverse=True)
+
+    def partials(self) -> list[Partial]:
+        found = (self._partial(upload) for upload in self._upload_ids())
+        return [partial for partial in found if partial is not None]
+
+    def _upload_ids(self) -> list[UploadId]:
+        try:
+            names = self._system.listdir(self._uploads)
+        except OSError as error:
+            raise failure("the uploads cannot be listed", error) from error
+        return [UploadId(name) for name in sorted(names) if is_upload_id(name)]
+
+    def _partial(self, upload: UploadId) -> Partial | None:
+        """None where the upload has just gone, or is broken."""
+        system = self._system
+        try:
+            fd = system.open(upload, DIRECTORY, dir_fd=self._uploads)
+            try:
+                spec = read_meta(system, fd)
+                found = [system.stat(name, dir_fd=fd) for name in (DATA, JOURNAL, META)]
+            finally:
+                system.close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise failure("an upload cannot be looked at", error) from error
+        if spec is None:
+            return None
+        # ctime: mtime may already be the source's.
+        return Partial(upload, spec, max(each.st_ctime for each in found), found[0].st_blocks * 512)
+
+    def existing(self, name: FileName) -> Existing | None:
+        file = self._tree.open_file(name)
+        if file is None:
+            return None
+        try:
+            return Existing(name, self._system.fstat(file).st_size)
+        finally:
+            self._system.close(file)
+
+    def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
+        file = self._tree.open_file(name)
+        if file is None:
+            return None
+        try:
+            return extent_digests(self._system, file, extent_size)
+        except OSError as error:
+            raise failure(f"{name}: cannot be read", error) from error
+        finally:
+            self._system.close(file)
+
+    # --- receipts and the end of things -----------------------------------------------------
+
+    def receipt(self, upload: UploadId) -> Receipt | None:
+        return self._receipts.get(upload)
+
+    def receipt_by_key(self, owner: Owner, key: str) -> Receipt | None:
+        return self._receipts.by_key(owner, key)
+
+    def recover(self) -> list[Receipt]:
+        receipts: list[Receipt] = []
+        for upload in self._upload_ids():
+            with contextlib.suppress(NotFound, UploadBusy), self._claimed(upload) as folder:
+                receipt = self._destination.recover(folder)
+                if receipt is not None:
+                    receipts.append(receipt)
+        return receipts
+
+    def expire(self, now: float, older_than: float | None = None) -> list[Partial]:
+        removed: list[Partial] = []
+        for upload in self._upload_ids():
+            with contextlib.suppress(NotFound, UploadBusy):
+                partial = self._partial(upload)
+                if partial is None:
+                    self._remove_unfinished(upload, now)
+                elif _is_idle(partial, now, older_than):
+                    with self._claimed(upload) as folder:
+                        if self._expire_claimed(folder, now, older_than):
+                            removed.append(partial)
+        self._receipts.expire(now)
+        return removed
+
+    def _expire_claimed(self, folder: Folder, now: float, older_than: float | None) -> bool:
+        # It may have been used, or published, between the look and the claim.
+        partial = self._partial(folder.upload)
+        if partial is None or not _is_idle(partial, now, older_than):
+            return False
+        self._destination.recover(folder)
+        if folder.data < 0:
+            return False
+        folder.remove()
+        return True
+
+    def _remove_unfinished(self, upload: UploadId, now: float) -> None:
+        """A crash while an upload was made or removed leaves a folder that is none."""
+        try:
+            found = self._system.stat(upload, dir_fd=self._uploads)
+        except FileNotFoundError:
+            return
+        if now - found.st_ctime < _UNFINISHED_AGE:
+            return
+        try:
+            with self._claimed(upload) as folder:
+                if not self._destination.recover(folder):
+                    folder.remove()
+        except NotFound:
+            remove(self._system, self._uploads, upload)
+
+    @contextlib.contextmanager
+    def _claimed(self, upload: UploadId) -> Generator[Folder]:
+        folder = Folder.claim(self._system, self._uploads, upload)
+        try:
+            yield folder
+        except OSError as error:
+            raise failure("an upload cannot be cleaned up", error) from error
+        finally:
+            folder.close()
+
+    def close(self) -> None:
+        with self._lock:
+            running = list(self._running.values())
+        for upload in running:
+            upload.close()
+        self._resources.close()
+
+
+def _is_idle(partial: Partial, now: float, older_than: float | None) -> bool:
+    return now - partial.touched_at > (partial.spec.expires_after if older_than is None else older_than)
+
+
+def _lock(system: System, own: int, folder: str) -> int:
+    """Take DIR for this process; the descriptor that holds it. ConfigError naming the holder."""
+    try:
+        fd = system.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, dir_fd=own)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be locked: {error.strerror}") from error
+    try:
+        try:
+            system.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = system.read(fd, 100).decode("ascii", "replace").strip() or "another process"
+            raise ConfigError(f"{folder}: is already being received into by {holder}") from error
+        system.ftruncate(fd, 0)
+        write_all(system, fd, f"process {os.getpid()}\n".encode("ascii"))
+    except OSError as error:
+        system.close(fd)
+        raise ConfigError(f"{folder}: cannot be locked: {error.strerror}") from error
+    except BaseException:
+        system.close(fd)
+        raise
+    return fd
+
+
+def _store_id(system: System, own: int, path: str) -> str:
+    """What this folder is called in the receipts: made once, and it moves with the folder."""
+    try:
+        try:
+            return read_small(system, "id", dir_fd=own).decode("ascii")
+        except FileNotFoundError:
+            temporary = f"id.{secrets.token_hex(8)}"
+            write_file(system, temporary, secrets.token_hex(16).encode("ascii"), dir_fd=own, sync=True)
+            with contextlib.suppress(FileExistsError):
+                system.link(temporary, "id", src_dir_fd=own, dst_dir_fd=own)
+            system.unlink(temporary, dir_fd=own)
+            system.fsync(own)
+            return read_small(system, "id", dir_fd=own).decode("ascii")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: its id cannot be read or made: {error}") from error

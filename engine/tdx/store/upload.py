@@ -1,0 +1,407 @@
+"""One claimed upload on the local disk: its bytes, its journal, and its end.
+
+Locks: ``_lock`` guards the journal, the state and the phase, and is never held while
+file data is written, read or synced; ``_marking`` lets one sync of the data run at a
+time. Whoever ends the upload waits until no call is inside it any more, so that no
+write lands in a published file or on a descriptor that has come to mean another file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
+from tdx.integrity import MIB
+from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
+from tdx.ranges import RangeSet
+from tdx.store.folders import Folder
+from tdx.store.gate import Gate, Phase
+from tdx.store.journal import Record, data_ranges, runs
+from tdx.store.ledger import Ledger
+from tdx.store.port import Piece
+from tdx.store.publish import Destination, DirectoryNotDurable
+from tdx.store.reading import digest_of_span, new_buffer, read_full
+from tdx.store.syscalls import System, failure
+
+WRITEBACK_WINDOW: Final = 8 * MIB
+"""Writing to disk is started each time a writer has filled one of these."""
+
+MARK_BYTES: Final = 1 << 30
+MARK_SECONDS: Final = 30.0
+"""A durability mark is due when this much, or for this long, has gathered since the last."""
+
+
+class LocalUpload:
+    """See :class:`tdx.store.port.Upload` and :class:`tdx.store.port.HasDescriptor`.
+
+    After a failed sync the upload is *poisoned*: the extents since the last mark are
+    forgotten, and every call but :meth:`discard` and :meth:`close` raises StorageError.
+    Opened anew, it goes on from what is left.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        folder: Folder,
+        spec: UploadSpec,
+        ledger: Ledger,
+        destination: Destination,
+        *,
+        writeback: bool,
+        umask: int,
+        ended: Callable[[UploadId], None],
+    ) -> None:
+        """``ledger`` is that of the claimed ``folder``, whose data is open. ``ended`` is called
+        once, when the claim is given up."""
+        self._system = system
+        self._folder = folder
+        self._spec = spec
+        self._ledger = ledger
+        self._state = ledger.state
+        self._destination = destination
+        self._writeback = writeback
+        self._umask = umask
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._gate = Gate(spec.name, self._lock)
+        self._marking = threading.Lock()
+        self._ruined = False
+        self._placed: Receipt | None = None
+        self._gathered = 0
+        self._marked_at = system.monotonic()
+        self._background: threading.Thread | None = None
+        length = spec.length or 0
+        self._needed = data_ranges(length, spec.extent_size, spec.holes).total()
+
+    # --- what is there --------------------------------------------------------------
+
+    @property
+    def id(self) -> UploadId:
+        return self._folder.upload
+
+    @property
+    def spec(self) -> UploadSpec:
+        return self._spec
+
+    @property
+    def epoch(self) -> int:
+        return self._state.epoch
+
+    @property
+    def descriptor(self) -> int:
+        return self._folder.data
+
+    @property
+    def held(self) -> RangeSet:
+        with self._lock:
+            return self._state.held.copy()
+
+    @property
+    def digests(self) -> Mapping[int, bytes]:
+        with self._lock:
+            return self._state.digests()
+
+    @property
+    def tails(self) -> Mapping[int, Piece]:
+        with self._lock:
+            return self._state.tails()
+
+    @property
+    def suspects(self) -> frozenset[int]:
+        with self._lock:
+            return self._state.suspects()
+
+    def still_needed(self) -> int:
+        """Bytes of disk that writing the rest may yet take."""
+        with self._lock:
+            if self._gate.phase is Phase.ENDED or not self._needed:
+                return 0
+            return max(0, self._needed - self._system.fstat(self._folder.data).st_blocks * 512)
+
+    # --- bytes ------------------------------------------------------------------------
+
+    def write_at(self, data: memoryview, offset: int) -> None:
+        length = self._spec.length
+        if length is not None and offset + len(data) > length:
+            raise ProtocolError(f"{self._spec.name}: bytes beyond the length of {length}")
+        with self._gate.inside():
+            try:
+                at = offset
+                rest = data
+                while len(rest):
+                    try:
+                        done = self._system.pwrite(self._folder.data, rest, at)
+                    except InterruptedError:
+                        continue
+                    if done == 0:
+                        raise StorageError(f"{self._spec.name}: the disk takes no more bytes")
+                    at += done
+                    rest = rest[done:]
+            except OSError as error:
+                raise failure(f"{self._spec.name}: cannot be written", error) from error
+            self._start_writeback(offset, len(data))
+
+    def wrote(self, offset: int, length: int) -> None:
+        with self._gate.inside():
+            self._start_writeback(offset, length)
+
+    def _start_writeback(self, offset: int, length: int) -> None:
+        first = offset // WRITEBACK_WINDOW
+        end = (offset + length) // WRITEBACK_WINDOW
+        if self._writeback and end > first:
+            # Only a hint: an error of the disk is for the next fdatasync to report.
+            with contextlib.suppress(OSError):
+                self._system.start_writeback(
+                    self._folder.data, first * WRITEBACK_WINDOW, (end - first) * WRITEBACK_WINDOW
+                )
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        with self._gate.inside():
+            try:
+                return read_full(self._system, self._folder.data, view, offset)
+            except OSError as error:
+                raise failure(f"{self._spec.name}: cannot be read", error) from error
+
+    # --- the journal --------------------------------------------------------------------
+
+    def record(self, piece: Piece) -> None:
+        record = Record.piece(piece)
+        with self._lock:
+            self._gate.check()
+            if not self._state.fits(record):
+                raise ValueError(
+                    f"not a piece of this upload: {piece.span}, {len(piece.digest)} bytes of digest"
+                )
+            self._ledger.append([record])
+            self._gathered += len(piece.span)
+            if self._background is None and self._mark_is_due():
+                self._background = threading.Thread(
+                    target=self._mark_in_background, name="tdx-mark", daemon=True
+                )
+                self._background.start()
+
+    def _mark_is_due(self) -> bool:
+        return self._gathered >= MARK_BYTES or self._system.monotonic() - self._marked_at >= MARK_SECONDS
+
+    def _mark_in_background(self) -> None:
+        # A failure has poisoned the upload: its next call says so.
+        with contextlib.suppress(TdxError):
+            self.mark()
+        with self._lock:
+            self._background = None
+
+    def mark(self) -> None:
+        with self._gate.inside():
+            self._mark()
+
+    def _mark(self) -> None:
+        with self._marking:
+            with self._lock:
+                if not self._state.recent():
+                    return
+                covered = self._state.count
+                gathered = self._gathered
+            self._durably(lambda: self._system.fdatasync(self._folder.data))
+            with self._lock:
+                self._ledger.append([Record.mark(covered)])
+                self._gathered -= gathered
+                self._marked_at = self._system.monotonic()
+            self._sync_journal()
+
+    def invalidate(self, extents: Iterable[int]) -> None:
+        with self._gate.inside():
+            self._forget(extents)
+
+    def _forget(self, extents: Iterable[int]) -> None:
+        with self._lock:
+            known = [index for index in extents if self._state.known(index)]
+            self._ledger.append([Record.invalidate(first, end) for first, end in runs(known)])
+        self._sync_journal()
+
+    def recheck(self, extents: Iterable[int]) -> frozenset[int]:
+        differing: set[int] = set()
+        buffer = new_buffer()
+        with self._gate.inside():
+            for index in sorted(set(extents)):
+                with self._lock:
+                    entry = self._state.entry(index)
+                if entry is None:
+                    continue
+                same = self._digest_of(entry.piece.span, buffer) == entry.piece.digest
+                with self._lock:
+                    if self._state.entry(index) is not entry:
+                        continue
+                    if not same:
+                        differing.add(index)
+                    elif self._state.is_suspect(entry):
+                        self._ledger.append([Record.piece(entry.piece)])
+            if differing:
+                self._forget(differing)
+        return frozenset(differing)
+
+    def _digest_of(self, span: Span, buffer: memoryview) -> bytes | None:
+        # Where the disk no longer gives the bytes, sending them again may mend it.
+        try:
+            return digest_of_span(self._system, self._folder.data, span, buffer)
+        except OSError:
+            return None
+
+    def _sync_journal(self) -> None:
+        self._durably(self._ledger.sync)
+
+    def _durably(self, sync: Callable[[], None]) -> None:
+        """Run a sync; should it fail, forget what it was to make durable, for good: the kernel
+        may have dropped those pages, and would call the next sync a success."""
+        try:
+            sync()
+        except OSError as error:
+            with self._lock:
+                self._gate.poison = (
+                    f"{self._spec.name}: the disk failed to make data durable: {error.strerror}"
+                )
+                try:
+                    lost = runs(self._state.recent())
+                    self._ledger.append([Record.invalidate(first, end) for first, end in lost])
+                    self._system.fdatasync(self._folder.journal)
+                except (TdxError, OSError):
+                    self._ruined = True
+            raise StorageError(self._gate.poison) from error
+
+    # --- the specification --------------------------------------------------------------
+
+    def raise_epoch(self) -> int:
+        with self._gate.inside():
+            with self._lock:
+                epoch = self._state.epoch + 1
+                self._ledger.append([Record.epoch(epoch)])
+            self._sync_journal()
+            return epoch
+
+    def refresh(self, spec: UploadSpec) -> None:
+        with self._gate.inside(), self._lock:
+            self._write_spec(
+                replace(
+                    self._spec,
+                    fingerprint=spec.fingerprint,
+                    mtime_ns=spec.mtime_ns,
+                    mode=spec.mode,
+                    conflict=spec.conflict,
+                    key=spec.key,
+                )
+            )
+
+    def set_length(self, length: int) -> None:
+        with self._gate.inside(), self._lock:
+            if self._spec.length not in (None, length):
+                raise ProtocolError(f"{self._spec.name}: the length is {self._spec.length}, not {length}")
+            if any(span.end > length for span in self._state.held):
+                raise ProtocolError(f"{self._spec.name}: more than {length} bytes are here already")
+            self._write_spec(replace(self._spec, length=length))
+            self._state.length = length
+
+    def _write_spec(self, spec: UploadSpec) -> None:
+        if spec == self._spec:
+            return
+        try:
+            self._folder.write_spec(spec)
+        except OSError as error:
+            raise failure(f"{spec.name}: cannot be noted", error) from error
+        self._spec = spec
+
+    # --- its end --------------------------------------------------------------------------
+
+    def publish(self, *, root: str, verified: bool) -> Receipt:
+        with self._gate.alone():
+            if self._placed is None:
+                self._gate.check_poison()
+                size = self._complete_length()
+                self._settle_data(size)
+                try:
+                    self._placed = self._destination.place(
+                        self._folder, self._spec, size=size, root=root, verified=verified
+                    )
+                except DirectoryNotDurable as error:
+                    # The intent stays: the next start of the receiver finds the file and syncs again.
+                    self._gate.poison = error.message
+                    raise
+            receipt = self._placed
+            if receipt is None:
+                receipt = self._settled(Outcome.SKIPPED, self._spec.name, root)
+            else:
+                self._gate.poison = f"{receipt.path}: is published, and its receipt could not be stored"
+            self._finish(receipt)
+            return receipt
+
+    def settle(self, outcome: Outcome, path: str, *, root: str) -> Receipt:
+        with self._gate.alone():
+            receipt = self._settled(outcome, path, root)
+            self._finish(receipt)
+            return receipt
+
+    def discard(self) -> None:
+        with self._gate.alone():
+            try:
+                self._folder.remove()
+            except OSError as error:
+                raise failure(f"{self._spec.name}: the partial cannot be removed", error) from error
+            self._give_up()
+
+    def close(self) -> None:
+        with contextlib.suppress(NotFound), self._gate.alone(wait=True):
+            if self._gate.poison is None:
+                with contextlib.suppress(TdxError):
+                    self._mark()
+            if self._ruined:
+                # Its journal claims what is lost, and cannot be made to say so.
+                with contextlib.suppress(OSError):
+                    self._folder.remove()
+            self._give_up()
+
+    def _settled(self, outcome: Outcome, path: str, root: str) -> Receipt:
+        return self._destination.settle(self.id, self._spec, outcome, path, root)
+
+    def _finish(self, receipt: Receipt) -> None:
+        self._destination.finish(self._folder, receipt, self._spec.expires_after)
+        self._give_up()
+
+    def _complete_length(self) -> int:
+        length = self._spec.length
+        if length is None:
+            raise ProtocolError(f"{self._spec.name}: the length is not known yet")
+        missing = self._state.held.missing(length).total()
+        if missing:
+            raise ProtocolError(f"{self._spec.name}: {missing} bytes are missing")
+        suspects = self._state.suspects()
+        if suspects:
+            raise ProtocolError(f"{self._spec.name}: {len(suspects)} extents must be checked again first")
+        return length
+
+    def _settle_data(self, size: int) -> None:
+        """Exact length, permission bits, mtime, and one fsync for these and the bytes."""
+        mode = 0o666 & ~self._umask if self._spec.mode is None else self._spec.mode & 0o777
+        data = self._folder.data
+        try:
+            if self._system.fstat(data).st_size != size:
+                self._system.ftruncate(data, size)
+        except OSError as error:
+            raise failure(f"{self._spec.name}: cannot be given its length", error) from error
+        # Not every filesystem has permission bits, or room for every date.
+        with contextlib.suppress(OSError):
+            self._system.fchmod(data, mode)
+        if self._spec.mtime_ns is not None:
+            with contextlib.suppress(OSError, OverflowError):
+                self._system.utime(data, self._spec.mtime_ns)
+        self._durably(lambda: self._system.fsync(data))
+
+    def _give_up(self) -> None:
+        self._gate.end()
+        with self._lock:
+            background = self._background
+        if background is not None:
+            background.join()
+        self._folder.close()
+        self._ended(self.id)
