@@ -1,0 +1,40 @@
+"""The store in memory under the conformance suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from store.conformance import Harness, StoreConformance
+from tdx.model import UploadId
+from tdx.store.memory import MemoryStore, Published
+
+
+class MemoryHarness:
+    def __init__(self) -> None:
+        self.time = 1e9
+        self.store = MemoryStore(clock=self.tick)
+
+    def tick(self) -> float:
+        self.time += 0.001
+        return self.time
+
+    def restart(self, *, reboot: bool = False) -> None:
+        self.store.restart(reboot=reboot)
+
+    def set_capacity(self, free: int) -> None:
+        self.store.capacity = free
+
+    def put(self, path: str, data: bytes) -> None:
+        self.store.files[path] = Published(data, None, None)
+
+    def published(self) -> dict[str, bytes]:
+        return {path: file.data for path, file in self.store.files.items()}
+
+    def damage(self, upload: UploadId, offset: int) -> None:
+        self.store._staged[upload].data[offset] ^= 0x40
+
+
+class TestMemoryStore(StoreConformance):
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return MemoryHarness()
