@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -84,7 +85,7 @@ class Dialer:
             except TimeoutError:
                 failures.append("no answer")
             except OSError as error:
-                failures.append(error.strerror or str(error))
+                failures.append(os.strerror(error.errno).lower() if error.errno else str(error))
             except BaseException:
                 sock.close()
                 raise
