@@ -57,7 +57,8 @@ class UploadSpec:
     it; both are None for clients that send neither. ``holes`` are byte ranges
     known to be zero that will not be sent. ``key`` is the sender's own random
     id, by which a replayed request finds its receipt. ``expires_after`` is the
-    idle lifetime in seconds.
+    idle lifetime in seconds. ``by_name`` says that no id was given out: a plain PUT,
+    which its owner continues by name and length alone.
     """
 
     owner: Owner
@@ -72,6 +73,7 @@ class UploadSpec:
     holes: tuple[Span, ...] = field(default=())
     key: str | None = None
     expires_after: float = 7 * 86400.0
+    by_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -570,8 +570,16 @@ class StoreConformance:
     def test_error_refuses_a_taken_name_at_once(self, harness: Harness) -> None:
         harness.put("disk.img", b"old")
         with pytest.raises(Exists):
-            harness.store.create(spec(conflict=Conflict.ERROR))
+            harness.store.create(spec(length=4, conflict=Conflict.ERROR))
+        with pytest.raises(Exists):
+            harness.store.create(spec(length=None, conflict=Conflict.ERROR))
         assert harness.store.partials() == []
+
+    def test_error_does_not_refuse_at_once_what_may_be_identical(self, harness: Harness) -> None:
+        harness.put("disk.img", b"old")
+        upload = harness.store.create(spec(length=3, conflict=Conflict.ERROR))
+        receipt = upload.settle(Outcome.IDENTICAL, "disk.img", root=root_of(b"old"), verified=True)
+        assert receipt.outcome is Outcome.IDENTICAL
 
     def test_error_refuses_a_name_taken_meanwhile_and_loses_nothing(self, harness: Harness) -> None:
         upload = harness.store.create(spec(length=3, conflict=Conflict.ERROR))
@@ -644,12 +652,13 @@ class StoreConformance:
         assert found is not None
         assert found.published_at == newest.published_at
 
-    def test_an_identical_file_settles_the_upload(self, harness: Harness) -> None:
+    @pytest.mark.parametrize("verified", [True, False])
+    def test_an_identical_file_settles_the_upload(self, harness: Harness, verified: bool) -> None:
         harness.put("disk.img", b"same")
         upload = harness.store.create(spec(length=4))
-        receipt = upload.settle(Outcome.IDENTICAL, "disk.img", root=root_of(b"same"))
+        receipt = upload.settle(Outcome.IDENTICAL, "disk.img", root=root_of(b"same"), verified=verified)
         assert (receipt.outcome, receipt.path, receipt.size) == (Outcome.IDENTICAL, "disk.img", 4)
-        assert receipt.verified
+        assert receipt.verified is verified
         assert harness.store.receipt(upload.id) == receipt
         assert harness.published() == {"disk.img": b"same"}
         assert harness.store.partials() == []
@@ -658,7 +667,7 @@ class StoreConformance:
     def test_nothing_is_settled_on_a_file_that_has_gone(self, harness: Harness, outcome: Outcome) -> None:
         upload = harness.store.create(spec(length=4))
         with pytest.raises(NotFound):
-            upload.settle(outcome, "disk.img", root=root_of(b"same"))
+            upload.settle(outcome, "disk.img", root=root_of(b"same"), verified=True)
         send(upload, b"same")
         publish(upload, b"same")
         assert harness.published() == {"disk.img": b"same"}

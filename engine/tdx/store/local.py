@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -92,7 +93,8 @@ class LocalStore:
         if spec.length is None:
             # Nobody can vouch for holes of a file whose end is unknown.
             spec = replace(spec, holes=())
-        if self._tree.look(spec.name) is not None and spec.conflict is Conflict.ERROR:
+        found = self._tree.look(spec.name)
+        if found is not None and spec.conflict is Conflict.ERROR and not _may_be_identical(found, spec):
             raise Exists(f"{spec.name}: a file of this name is there already", path=spec.name)
         upload = UploadId(secrets.token_hex(16))
         with self._promise(upload, spec):
@@ -327,6 +329,10 @@ class LocalStore:
         for upload in running:
             upload.close()
         self._resources.close()
+
+
+def _may_be_identical(found: os.stat_result, spec: UploadSpec) -> bool:
+    return stat.S_ISREG(found.st_mode) and found.st_size == spec.length
 
 
 def _is_idle(partial: Partial, now: float, older_than: float | None) -> bool:

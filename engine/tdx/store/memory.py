@@ -11,16 +11,26 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, UploadBusy
 from tdx.integrity import digest_of
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 from tdx.store.gate import Gate
-from tdx.store.journal import Record, Session, State, data_ranges, runs
+from tdx.store.journal import Record, Session, State, runs
 from tdx.store.port import Existing, Partial, Piece
-from tdx.store.publish import free_number
+from tdx.store.rules import (
+    check_space,
+    complete_length,
+    created,
+    free_number,
+    is_idle,
+    lengthened,
+    matching,
+    needed_bytes,
+    refreshed,
+)
 
 
 @dataclass(slots=True)
@@ -41,8 +51,7 @@ class _Staged:
     claimed: bool = False
 
     def still_needed(self) -> int:
-        spec = self.spec
-        needed = data_ranges(spec.length or 0, spec.extent_size, spec.holes).total()
+        needed = needed_bytes(self.spec)
         return max(0, needed - len(self.data)) if self.claimed else 0
 
 
@@ -95,23 +104,12 @@ class MemoryUpload:
 
     def refresh(self, spec: UploadSpec) -> None:
         with self._gate.inside(), self._lock:
-            self._staged.spec = replace(
-                self._staged.spec,
-                fingerprint=spec.fingerprint,
-                mtime_ns=spec.mtime_ns,
-                mode=spec.mode,
-                conflict=spec.conflict,
-                key=spec.key,
-            )
+            self._staged.spec = refreshed(self._staged.spec, spec)
 
     def set_length(self, length: int) -> None:
         staged = self._staged
         with self._gate.inside(), self._lock:
-            if staged.spec.length not in (None, length):
-                raise ProtocolError(f"{staged.spec.name}: the length is {staged.spec.length}, not {length}")
-            if any(span.end > length for span in staged.state.held):
-                raise ProtocolError(f"{staged.spec.name}: more than {length} bytes are here already")
-            staged.spec = replace(staged.spec, length=length)
+            staged.spec = lengthened(staged.spec, staged.state, length)
             staged.state.length = length
 
     def write_at(self, data: memoryview, offset: int) -> None:
@@ -166,16 +164,16 @@ class MemoryUpload:
 
     def publish(self, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
-            length = self._complete_length()
+            length = complete_length(self.spec, self._staged.state)
             path = self._store.place(self._staged, length)
             outcome = Outcome.SKIPPED if path is None else Outcome.PUBLISHED
             receipt = self._receipt(outcome, path or self.spec.name, root, verified and path is not None)
             self._finish(receipt)
             return receipt
 
-    def settle(self, outcome: Outcome, path: str, *, root: str) -> Receipt:
+    def settle(self, outcome: Outcome, path: str, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
-            receipt = self._receipt(outcome, path, root, outcome is Outcome.IDENTICAL)
+            receipt = self._receipt(outcome, path, root, verified)
             self._finish(receipt)
             return receipt
 
@@ -208,16 +206,6 @@ class MemoryUpload:
 
     def _mark(self) -> None:
         self._staged.state.apply(Record.mark(self._staged.state.count))
-
-    def _complete_length(self) -> int:
-        name, length = self.spec.name, self.spec.length
-        if length is None:
-            raise ProtocolError(f"{name}: the length is not known yet")
-        if self._staged.state.held.missing(length):
-            raise ProtocolError(f"{name}: bytes are missing")
-        if self._staged.state.suspects():
-            raise ProtocolError(f"{name}: extents must be checked again first")
-        return length
 
     def _receipt(self, outcome: Outcome, path: str, root: str, verified: bool) -> Receipt:
         spec = self.spec
@@ -267,17 +255,17 @@ class MemoryStore:
     # --- the port ---------------------------------------------------------------------
 
     def create(self, spec: UploadSpec) -> MemoryUpload:
-        if spec.length is None:
-            spec = replace(spec, holes=())
+        spec = created(spec)
         with self._lock:
-            if self._taken(spec.name) and spec.conflict is Conflict.ERROR:
+            taken = self._taken(spec.name)
+            found = self.files.get(spec.name)
+            if (
+                taken
+                and spec.conflict is Conflict.ERROR
+                and (found is None or len(found.data) != spec.length)
+            ):
                 raise Exists(f"{spec.name}: a file of this name is there already", path=spec.name)
-            need = data_ranges(spec.length or 0, spec.extent_size, spec.holes).total()
-            free = self._free()
-            if need > max(free, 0) or (spec.length is None and free <= 0):
-                raise NoSpace(
-                    f"{spec.name}: needs {need} bytes, and {free} may be used", needed=need, free=free
-                )
+            check_space(spec, self._free())
             upload = UploadId(secrets.token_hex(16))
             state = State(spec.extent_size, spec.length, spec.holes)
             staged = self._staged[upload] = _Staged(spec, state, self.now(), bytearray())
@@ -299,13 +287,7 @@ class MemoryStore:
         return running
 
     def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
-        found = [
-            partial
-            for partial in self.partials()
-            if (partial.spec.owner, partial.spec.name, partial.spec.source_id) == (owner, name, source_id)
-            and length in (None, partial.spec.length)
-        ]
-        return sorted(found, key=lambda partial: partial.touched_at, reverse=True)
+        return matching(self.partials(), owner, name, length, source_id)
 
     def partials(self) -> list[Partial]:
         with self._lock:
@@ -353,9 +335,7 @@ class MemoryStore:
             removed = [
                 partial
                 for partial in self.partials()
-                if not self._staged[partial.upload].claimed
-                and now - partial.touched_at
-                > (partial.spec.expires_after if older_than is None else older_than)
+                if not self._staged[partial.upload].claimed and is_idle(partial, now, older_than)
             ]
             for partial in removed:
                 del self._staged[partial.upload]

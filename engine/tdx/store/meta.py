@@ -25,6 +25,7 @@ def encode(spec: UploadSpec) -> bytes:
         "holes": [[hole.start, hole.end] for hole in spec.holes],
         "key": spec.key,
         "expires_after": spec.expires_after,
+        "by_name": spec.by_name,
     }
     return json.dumps(document, separators=(",", ":")).encode("ascii")
 
@@ -48,6 +49,7 @@ def decode(data: bytes) -> UploadSpec:
             holes=tuple(Span(start, end) for start, end in document["holes"]),
             key=document["key"],
             expires_after=document["expires_after"],
+            by_name=document["by_name"],
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not an upload's meta: {error!r}") from error

@@ -139,9 +139,9 @@ class Upload(Protocol):
         """
         ...
 
-    def settle(self, outcome: Outcome, path: str, *, root: str) -> Receipt:
+    def settle(self, outcome: Outcome, path: str, *, root: str, verified: bool) -> Receipt:
         """End the upload without publishing it, because ``path`` already is
-        (``identical``) or is to stay as it is (``skipped``)."""
+        (``identical``) or is to stay as it is (``skipped``). ``verified`` as in the receipt."""
         ...
 
     def discard(self) -> None:
@@ -177,7 +177,8 @@ class Store(Protocol):
     def create(self, spec: UploadSpec) -> Upload:
         """Claim a new, empty upload with epoch 1. Space is checked before anything is
         made (:class:`tdx.errors.NoSpace`); with ``conflict=error`` a taken name raises
-        :class:`tdx.errors.Exists`."""
+        :class:`tdx.errors.Exists`, unless by a file of this length, which may yet turn out
+        to be identical."""
         ...
 
     def open(self, upload: UploadId) -> Upload:

@@ -199,7 +199,9 @@ class Destination:
         with contextlib.suppress(OSError):
             folder.remove()
 
-    def settle(self, upload: UploadId, spec: UploadSpec, outcome: Outcome, path: str, root: str) -> Receipt:
+    def settle(
+        self, upload: UploadId, spec: UploadSpec, outcome: Outcome, path: str, root: str, *, verified: bool
+    ) -> Receipt:
         """The receipt of an upload that is not published because ``path`` is there; NotFound if it
         is not. An ``identical`` file is made durable first: it may not be one of ours."""
         if outcome is Outcome.IDENTICAL:
@@ -209,7 +211,6 @@ class Destination:
             if found is None:
                 raise NotFound(f"{path}: is no longer there")
             size = found.st_size
-        verified = outcome is Outcome.IDENTICAL
         return self.receipt(upload, spec, path=path, size=size, root=root, verified=verified, outcome=outcome)
 
     def _make_durable(self, path: str) -> int:

@@ -330,15 +330,15 @@ class LocalUpload:
                     raise
             receipt = self._placed
             if receipt is None:
-                receipt = self._settled(Outcome.SKIPPED, self._spec.name, root)
+                receipt = self._settled(Outcome.SKIPPED, self._spec.name, root, verified=False)
             else:
                 self._gate.poison = f"{receipt.path}: is published, and its receipt could not be stored"
             self._finish(receipt)
             return receipt
 
-    def settle(self, outcome: Outcome, path: str, *, root: str) -> Receipt:
+    def settle(self, outcome: Outcome, path: str, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
-            receipt = self._settled(outcome, path, root)
+            receipt = self._settled(outcome, path, root, verified=verified)
             self._finish(receipt)
             return receipt
 
@@ -361,8 +361,8 @@ class LocalUpload:
                     self._folder.remove()
             self._give_up()
 
-    def _settled(self, outcome: Outcome, path: str, root: str) -> Receipt:
-        return self._destination.settle(self.id, self._spec, outcome, path, root)
+    def _settled(self, outcome: Outcome, path: str, root: str, *, verified: bool) -> Receipt:
+        return self._destination.settle(self.id, self._spec, outcome, path, root, verified=verified)
 
     def _finish(self, receipt: Receipt) -> None:
         self._destination.finish(self._folder, receipt, self._spec.expires_after)
