@@ -14,13 +14,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tdx.errors import ConfigError, Exists, NoSpace, NotFound, TdxError, UploadBusy
+from tdx.errors import ConfigError, NotFound, TdxError
 from tdx.integrity import MIB, MIN_EXTENT
-from tdx.model import Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.model import FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.folders import DATA, JOURNAL, META, Folder, is_upload_id, read_meta, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
@@ -29,6 +28,7 @@ from tdx.store.port import Existing, Partial
 from tdx.store.publish import Destination
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
+from tdx.store.rules import check_name, check_space, created, is_idle, matching
 from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, failure
 from tdx.store.upload import LocalUpload
 
@@ -90,12 +90,10 @@ class LocalStore:
     # --- uploads ----------------------------------------------------------------------
 
     def create(self, spec: UploadSpec) -> LocalUpload:
-        if spec.length is None:
-            # Nobody can vouch for holes of a file whose end is unknown.
-            spec = replace(spec, holes=())
+        spec = created(spec)
         found = self._tree.look(spec.name)
-        if found is not None and spec.conflict is Conflict.ERROR and not _may_be_identical(found, spec):
-            raise Exists(f"{spec.name}: a file of this name is there already", path=spec.name)
+        size = found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
+        check_name(spec, taken=found is not None, size=size)
         upload = UploadId(secrets.token_hex(16))
         with self._promise(upload, spec):
             folder = Folder.make(self._system, self._uploads, upload, spec)
@@ -148,16 +146,8 @@ class LocalStore:
     @contextlib.contextmanager
     def _promise(self, upload: UploadId, spec: UploadSpec) -> Generator[None]:
         """Space for an upload in the making, so that two at once are not promised the same."""
-        need = data_ranges(spec.length or 0, spec.extent_size, spec.holes).total()
         with self._lock:
-            free = self._free()
-            if need > max(free, 0) or (spec.length is None and free <= 0):
-                raise NoSpace(
-                    f"{spec.name}: needs {need} bytes, and {max(free, 0)} may be used",
-                    needed=need,
-                    free=max(free, 0),
-                )
-            self._promised[upload] = need
+            self._promised[upload] = check_space(spec, self._free())
         try:
             yield
         finally:
@@ -198,17 +188,17 @@ class LocalStore:
     # --- what is there --------------------------------------------------------------------
 
     def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
-        found = [
-            partial
-            for partial in self.partials()
-            if (partial.spec.owner, partial.spec.name, partial.spec.source_id) == (owner, name, source_id)
-            and length in (None, partial.spec.length)
-        ]
-        return sorted(found, key=lambda partial: partial.touched_at, reverse=True)
+        return matching(self.partials(), owner, name, length, source_id)
 
     def partials(self) -> list[Partial]:
-        found = (self._partial(upload) for upload in self._upload_ids())
-        return [partial for partial in found if partial is not None]
+        found: list[Partial] = []
+        for upload in self._upload_ids():
+            # One that cannot be looked at must not hide the others.
+            with contextlib.suppress(TdxError):
+                partial = self._partial(upload)
+                if partial is not None:
+                    found.append(partial)
+        return found
 
     def _upload_ids(self) -> list[UploadId]:
         try:
@@ -267,7 +257,8 @@ class LocalStore:
     def recover(self) -> list[Receipt]:
         receipts: list[Receipt] = []
         for upload in self._upload_ids():
-            with contextlib.suppress(NotFound, UploadBusy), self._claimed(upload) as folder:
+            # One that is in use, or cannot be recovered now, stays for the next start.
+            with contextlib.suppress(TdxError), self._claimed(upload) as folder:
                 receipt = self._destination.recover(folder)
                 if receipt is not None:
                     receipts.append(receipt)
@@ -276,11 +267,12 @@ class LocalStore:
     def expire(self, now: float, older_than: float | None = None) -> list[Partial]:
         removed: list[Partial] = []
         for upload in self._upload_ids():
-            with contextlib.suppress(NotFound, UploadBusy):
+            # One that is in use, or cannot be removed now, stays.
+            with contextlib.suppress(TdxError):
                 partial = self._partial(upload)
                 if partial is None:
                     self._remove_unfinished(upload, now)
-                elif _is_idle(partial, now, older_than):
+                elif is_idle(partial, now, older_than):
                     with self._claimed(upload) as folder:
                         if self._expire_claimed(folder, now, older_than):
                             removed.append(partial)
@@ -290,7 +282,7 @@ class LocalStore:
     def _expire_claimed(self, folder: Folder, now: float, older_than: float | None) -> bool:
         # It may have been used, or published, between the look and the claim.
         partial = self._partial(folder.upload)
-        if partial is None or not _is_idle(partial, now, older_than):
+        if partial is None or not is_idle(partial, now, older_than):
             return False
         self._destination.recover(folder)
         if folder.data < 0:
@@ -329,14 +321,6 @@ class LocalStore:
         for upload in running:
             upload.close()
         self._resources.close()
-
-
-def _may_be_identical(found: os.stat_result, spec: UploadSpec) -> bool:
-    return stat.S_ISREG(found.st_mode) and found.st_size == spec.length
-
-
-def _is_idle(partial: Partial, now: float, older_than: float | None) -> bool:
-    return now - partial.touched_at > (partial.spec.expires_after if older_than is None else older_than)
 
 
 def _lock(system: System, own: int, folder: str) -> int:

@@ -21,6 +21,7 @@ from tdx.store.gate import Gate
 from tdx.store.journal import Record, Session, State, runs
 from tdx.store.port import Existing, Partial, Piece
 from tdx.store.rules import (
+    check_name,
     check_space,
     complete_length,
     created,
@@ -257,14 +258,9 @@ class MemoryStore:
     def create(self, spec: UploadSpec) -> MemoryUpload:
         spec = created(spec)
         with self._lock:
-            taken = self._taken(spec.name)
             found = self.files.get(spec.name)
-            if (
-                taken
-                and spec.conflict is Conflict.ERROR
-                and (found is None or len(found.data) != spec.length)
-            ):
-                raise Exists(f"{spec.name}: a file of this name is there already", path=spec.name)
+            size = None if found is None else len(found.data)
+            check_name(spec, taken=self._taken(spec.name), size=size)
             check_space(spec, self._free())
             upload = UploadId(secrets.token_hex(16))
             state = State(spec.extent_size, spec.length, spec.holes)

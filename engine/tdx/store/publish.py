@@ -17,28 +17,13 @@ from typing import Any, Final
 
 from tdx.errors import BadName, Exists, NotFound, StorageError
 from tdx.model import Conflict, Outcome, Receipt, UploadId, UploadSpec
-from tdx.proto.names import numbered
 from tdx.store.folders import DATA, Folder
 from tdx.store.paths import Tree
 from tdx.store.receipts import Receipts
+from tdx.store.rules import free_number
 from tdx.store.syscalls import UNSUPPORTED, System, failure
 
 _NO_LINKS: Final = UNSUPPORTED | {errno.EPERM, errno.EMLINK}
-
-
-def free_number(leaf: str, taken: Callable[[str], bool]) -> str:
-    """``leaf`` with a number that is free. However many are taken, few are asked about."""
-    high = 1
-    while taken(numbered(leaf, high)):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if taken(numbered(leaf, middle)):
-            low = middle
-        else:
-            high = middle
-    return numbered(leaf, high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
@@ -20,11 +19,12 @@ from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
-from tdx.store.journal import Record, data_ranges, runs
+from tdx.store.journal import Record, runs
 from tdx.store.ledger import Ledger
 from tdx.store.port import Piece
 from tdx.store.publish import Destination, DirectoryNotDurable
 from tdx.store.reading import digest_of_span, new_buffer, read_full
+from tdx.store.rules import complete_length, lengthened, needed_bytes, refreshed
 from tdx.store.syscalls import System, failure
 
 WRITEBACK_WINDOW: Final = 8 * MIB
@@ -74,8 +74,7 @@ class LocalUpload:
         self._gathered = 0
         self._marked_at = system.monotonic()
         self._background: threading.Thread | None = None
-        length = spec.length or 0
-        self._needed = data_ranges(length, spec.extent_size, spec.holes).total()
+        self._needed = needed_bytes(spec)
 
     # --- what is there --------------------------------------------------------------
 
@@ -283,24 +282,11 @@ class LocalUpload:
 
     def refresh(self, spec: UploadSpec) -> None:
         with self._gate.inside(), self._lock:
-            self._write_spec(
-                replace(
-                    self._spec,
-                    fingerprint=spec.fingerprint,
-                    mtime_ns=spec.mtime_ns,
-                    mode=spec.mode,
-                    conflict=spec.conflict,
-                    key=spec.key,
-                )
-            )
+            self._write_spec(refreshed(self._spec, spec))
 
     def set_length(self, length: int) -> None:
         with self._gate.inside(), self._lock:
-            if self._spec.length not in (None, length):
-                raise ProtocolError(f"{self._spec.name}: the length is {self._spec.length}, not {length}")
-            if any(span.end > length for span in self._state.held):
-                raise ProtocolError(f"{self._spec.name}: more than {length} bytes are here already")
-            self._write_spec(replace(self._spec, length=length))
+            self._write_spec(lengthened(self._spec, self._state, length))
             self._state.length = length
 
     def _write_spec(self, spec: UploadSpec) -> None:
@@ -318,7 +304,7 @@ class LocalUpload:
         with self._gate.alone():
             if self._placed is None:
                 self._gate.check_poison()
-                size = self._complete_length()
+                size = complete_length(self._spec, self._state)
                 self._settle_data(size)
                 try:
                     self._placed = self._destination.place(
@@ -367,18 +353,6 @@ class LocalUpload:
     def _finish(self, receipt: Receipt) -> None:
         self._destination.finish(self._folder, receipt, self._spec.expires_after)
         self._give_up()
-
-    def _complete_length(self) -> int:
-        length = self._spec.length
-        if length is None:
-            raise ProtocolError(f"{self._spec.name}: the length is not known yet")
-        missing = self._state.held.missing(length).total()
-        if missing:
-            raise ProtocolError(f"{self._spec.name}: {missing} bytes are missing")
-        suspects = self._state.suspects()
-        if suspects:
-            raise ProtocolError(f"{self._spec.name}: {len(suspects)} extents must be checked again first")
-        return length
 
     def _settle_data(self, size: int) -> None:
         """Exact length, permission bits, mtime, and one fsync for these and the bytes."""
