@@ -189,7 +189,7 @@ class Metrics:
         self.uploads_active = Gauge("tdx_uploads_active", "Uploads that are open now.")
         self.connections_active = Gauge("tdx_connections_active", "Connections that are open now.")
         self.received_bytes = Counter(
-            "tdx_received_bytes_total", "Bytes of file content received and kept.", ("protocol",)
+            "tdx_received_bytes_total", "Bytes of file content received.", ("protocol",)
         )
         self.sent_bytes = Counter("tdx_sent_bytes_total", "Bytes of file content sent.")
         self.discarded_bytes = Counter(

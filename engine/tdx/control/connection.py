@@ -8,6 +8,7 @@ until it returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -156,6 +157,11 @@ class Connection:
             raise
         finally:
             sockets.to_loop(self.sock)
+
+    def stop_reading(self) -> None:
+        """Wake whoever reads, so that an answer can still be written."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RD)
 
     # --- the end -------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from tdx.control.ending import Claim, finish
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
@@ -22,6 +24,7 @@ from tdx.errors import (
 from tdx.integrity import ALGORITHM, extent_size_for
 from tdx.model import Conflict, FileName, Outcome, Receipt, UploadSpec
 from tdx.proto import fields
+from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.store.port import Existing
 
 PLAIN_EXPIRY: Final = 86400.0
@@ -42,23 +45,32 @@ def receipt_response(receipt: Receipt, status: int = 200) -> Response:
     return json_response(status, document)
 
 
-def left_alone(name: FileName, existing: Existing, outcome: Outcome) -> Response:
+def left_alone(
+    receiver: Receiver, exchange: Exchange, name: FileName, existing: Existing, outcome: Outcome
+) -> Response:
     """The answer where nothing had to be stored, because of the file that is there."""
-    return json_response(
-        200, {"outcome": outcome, "name": name, "path": existing.path, "size": existing.size, "root": None}
-    )
+    receiver.metrics.uploads.add(1, (exchange.protocol, outcome))
+    document = {
+        "outcome": outcome,
+        "name": name,
+        "path": existing.path,
+        "size": existing.size,
+        "root": None,
+        "verified": outcome is Outcome.IDENTICAL,
+    }
+    return json_response(200, document)
 
 
 def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpec:
     """The upload that a request's fields ask for."""
     get = exchange.headers
-    mtime, mode, conflict, holes = get("tdx-mtime"), get("tdx-mode"), get("tdx-conflict"), get("tdx-holes")
+    mtime, mode, holes = get("tdx-mtime"), get("tdx-mode"), get("tdx-holes")
     spec = UploadSpec(
         owner=exchange.identity.owner,
         name=name,
         length=length,
         extent_size=extent_size_for(length),
-        conflict=Conflict.RENAME if conflict is None else fields.parse_conflict(conflict),
+        conflict=_conflict_of(exchange),
         source_id=get("tdx-source"),
         fingerprint=get("tdx-fingerprint"),
         mtime_ns=None if mtime is None else fields.parse_integer(mtime),
@@ -71,18 +83,29 @@ def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpe
     return spec
 
 
-def expected_digests(exchange: Exchange) -> dict[str, bytes]:
-    """The digests of Content-Digest and Repr-Digest (RFC 9530) that can be verified here.
+def _conflict_of(exchange: Exchange) -> Conflict:
+    wish = exchange.headers("tdx-conflict")
+    if _only_new(exchange):
+        return Conflict.ERROR
+    return Conflict.RENAME if wish is None else fields.parse_conflict(wish)
 
-    Both name the whole file, since no content coding is taken.
-    """
-    return _verifiable(exchange, "content-digest") | _verifiable(exchange, "repr-digest")
+
+def claims_of(exchange: Exchange, *names: str) -> list[Claim]:
+    """The digests of these fields (Content-Digest, Repr-Digest; RFC 9530) that can be verified here."""
+    values = [value for name in names if (value := exchange.headers(name)) is not None]
+    return [
+        Claim(algorithm, digest)
+        for value in values
+        for algorithm, digest in fields.parse_digests(value).items()
+        if algorithm in VERIFIABLE
+    ]
 
 
-def _verifiable(exchange: Exchange, name: str) -> dict[str, bytes]:
-    value = exchange.headers(name)
-    given = {} if value is None else fields.parse_digests(value)
-    return {algorithm: digest for algorithm, digest in given.items() if algorithm in VERIFIABLE}
+def check_stated_length(exchange: Exchange, length: int | None) -> None:
+    """Upload-Length, where it is there, says the same as the length that is known."""
+    stated = exchange.headers("upload-length")
+    if stated is not None and length is not None and fields.parse_integer(stated) != length:
+        raise ProtocolError(f"Upload-Length is {stated} where it is {length}", type=INCONSISTENT_LENGTH)
 
 
 def check_size(receiver: Receiver, length: int | None) -> None:
@@ -96,48 +119,91 @@ async def put_file(receiver: Receiver, exchange: Exchange, name: FileName) -> Re
     content_range = exchange.headers("content-range")
     if content_range is not None:
         return await _put_part(receiver, exchange, name, fields.parse_content_range(content_range))
+    complete_here = exchange.headers("upload-complete")
+    if complete_here is not None and not fields.parse_boolean(complete_here):
+        return await _open(receiver, exchange, name)
     key = exchange.headers("tdx-upload-key")
-    if key is not None:
-        receipt = await receiver.workers.on_disk(receiver.store.receipt_by_key, exchange.identity.owner, key)
-        if receipt is not None:
-            return receipt_response(receipt)
+    if key is None:
+        return await _put_whole(receiver, exchange, name)
+    owner = exchange.identity.owner
+    async with receiver.sessions.one_with_key(owner, key):
+        receipt = await receiver.workers.on_disk(receiver.store.receipt_by_key, owner, key)
+        if receipt is None:
+            return await _put_whole(receiver, exchange, name)
+    await exchange.skip_small_body()
+    return receipt_response(receipt)
+
+
+async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     length = exchange.head.framing.length
     check_size(receiver, length)
-    spec = replace(spec_of(exchange, name, length), expires_after=PLAIN_EXPIRY)
-    digests = expected_digests(exchange)
-    answer = await _settled_before_body(receiver, exchange, spec, digests)
+    check_stated_length(exchange, length)
+    spec = spec_of(exchange, name, length)
+    # What a plain client leaves can be continued with Content-Range if its length is known.
+    # A tdx sender sends so small a file again as a whole.
+    spec = replace(spec, expires_after=PLAIN_EXPIRY, by_name=spec.key is None and length is not None)
+    claims = claims_of(exchange, "content-digest", "repr-digest")  # no content coding is taken
+    answer = await _settled_before_body(receiver, exchange, spec, claims)
     if answer is not None:
         return answer
-    session, _ = await receiver.sessions.open_for(spec, resume=False)
+    with _precondition(exchange):
+        session, _ = await receiver.sessions.open_for(spec, resume=False)
+        with session.in_use():
+            try:
+                await session.receive_onward(exchange, 0)
+            except BaseException:
+                if not spec.by_name:
+                    await receiver.sessions.discard(session, "failed")
+                raise
+            return await exchange.keep_posted(complete(receiver, session, claims))
+
+
+def _only_new(exchange: Exchange) -> bool:
+    return exchange.headers("if-none-match") == "*"
+
+
+@contextlib.contextmanager
+def _precondition(exchange: Exchange) -> Iterator[None]:
+    """Where the name was to be free (RFC 9110 section 13.1.2), say so in that request's own words."""
     try:
-        await session.receive_onward(exchange, 0)
-    except BaseException:
-        # What a plain client left can be continued with Content-Range if its length is
-        # known. A tdx sender sends so small a file again as a whole.
-        if key is not None or length is None:
-            await receiver.sessions.discard(session)
+        yield
+    except Exists as error:
+        if _only_new(exchange):
+            raise PreconditionFailed(error.message) from None
         raise
-    return await exchange.keep_posted(complete(receiver, session, digests))
 
 
 async def _settled_before_body(
-    receiver: Receiver, exchange: Exchange, spec: UploadSpec, digests: Mapping[str, bytes]
+    receiver: Receiver, exchange: Exchange, spec: UploadSpec, claims: Sequence[Claim]
 ) -> Response | None:
+    """The answer where the file that is there decides it, the body unread or dropped."""
     existing = await receiver.workers.on_disk(receiver.store.existing, spec.name)
     if existing is None:
         return None
-    if exchange.headers("if-none-match") == "*":
+    if _only_new(exchange):
         raise PreconditionFailed(f"{spec.name} exists")
+    outcome = None
     if spec.conflict is Conflict.SKIP:
-        return left_alone(spec.name, existing, Outcome.SKIPPED)
-    digest = digests.get(ALGORITHM)
-    if digest is not None and spec.length is not None and existing.size == spec.length <= spec.extent_size:
-        there = await receiver.workers.on_disk(receiver.store.existing_digests, spec.name, spec.extent_size)
-        if there == ([digest] if spec.length else []):
-            return left_alone(spec.name, existing, Outcome.IDENTICAL)
-    if spec.conflict is Conflict.ERROR:
+        outcome = Outcome.SKIPPED
+    elif await _is_there(receiver, spec, existing, claims):
+        outcome = Outcome.IDENTICAL
+    elif spec.conflict is Conflict.ERROR:
         raise Exists(f"{spec.name} exists")
-    return None
+    if outcome is None:
+        return None
+    await exchange.skip_small_body()
+    return left_alone(receiver, exchange, spec.name, existing, outcome)
+
+
+async def _is_there(
+    receiver: Receiver, spec: UploadSpec, existing: Existing, claims: Sequence[Claim]
+) -> bool:
+    """Whether a file of one extent has the digest that is claimed for the new one."""
+    claimed = [claim.digest for claim in claims if claim.algorithm == ALGORITHM]
+    if not claimed or spec.length is None or not existing.size == spec.length <= spec.extent_size:
+        return False
+    there = await receiver.workers.on_disk(receiver.store.existing_digests, spec.name, spec.extent_size)
+    return there is not None and all(there == ([digest] if spec.length else []) for digest in claimed)
 
 
 async def _put_part(
@@ -151,47 +217,46 @@ async def _put_part(
         raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
     check_size(receiver, length)
     if span.start == 0:
-        spec = replace(spec_of(exchange, name, length), expires_after=PLAIN_EXPIRY)
-        answer = await _settled_before_body(receiver, exchange, spec, {})
+        spec = replace(spec_of(exchange, name, length), expires_after=PLAIN_EXPIRY, key=None, by_name=True)
+        answer = await _settled_before_body(receiver, exchange, spec, [])
         if answer is not None:
             return answer
-        session, _ = await receiver.sessions.open_for(spec, resume=False)
+        with _precondition(exchange):
+            session, _ = await receiver.sessions.open_for(spec, resume=False)
     else:
         found = await receiver.sessions.find_sequential(exchange.identity.owner, name, length)
         if found is None:
             raise OffsetMismatch(f"nothing of {name} is here yet", offset=0)
         session = found
-    await session.receive_onward(exchange, span.start)
-    if session.offset < length:
-        return Response(202, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0")])
-    # Content-Digest covers the part only, Repr-Digest still the whole file.
-    return await exchange.keep_posted(complete(receiver, session, _verifiable(exchange, "repr-digest")))
+    with session.in_use(), _precondition(exchange):
+        await session.receive_onward(exchange, span.start)
+        if session.offset < length:
+            return Response(202, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0")])
+        # Content-Digest covers the part only, Repr-Digest still the whole file.
+        return await exchange.keep_posted(complete(receiver, session, claims_of(exchange, "repr-digest")))
 
 
-async def complete(receiver: Receiver, session: Session, digests: Mapping[str, bytes]) -> Response:
+async def complete(receiver: Receiver, session: Session, claims: Sequence[Claim]) -> Response:
     """Verify what a plain client sent against its digests, and publish it: 201 once durable."""
     async with session.gate:
-        if session.upload.spec.length is None:
-            await receiver.workers.on_disk(session.upload.set_length, session.offset)
-            check_size(receiver, session.offset)
-        for algorithm, digest in digests.items():
-            if not await session.matches(algorithm, digest):
-                receiver.metrics.digest_failures.add(1)
-                await receiver.sessions.discard(session)
-                raise DigestMismatch(f"the content does not have the {algorithm} digest that came with it")
         try:
-            receipt = await session.finish(verified=bool(digests))
-        except Exists:
-            await receiver.sessions.discard(session)
+            receipt = await finish(session, claims, receiver.limits.max_file)
+        except (DigestMismatch, Exists, TooLarge):
+            await receiver.sessions.discard(session, "failed")
             raise
-        receiver.sessions.ended(session)
+        receiver.sessions.ended(session, receipt.outcome)
     return receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
 
 
 async def create(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
-    """Create an upload, or take over the one an earlier run of the same push left."""
+    """POST: an upload in parts, unless the request says that it is the whole."""
     if fields.parse_boolean(exchange.headers("upload-complete") or "?0"):
         return await put_file(receiver, exchange, name)
+    return await _open(receiver, exchange, name)
+
+
+async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
+    """Create an upload, or take over the one an earlier run of the same push left."""
     stated = exchange.headers("upload-length")
     length = None if stated is None else fields.parse_integer(stated)
     check_size(receiver, length)
@@ -199,7 +264,7 @@ async def create(receiver: Receiver, exchange: Exchange, name: FileName) -> Resp
     existing = await receiver.workers.on_disk(receiver.store.existing, name)
     same_size = existing is not None and existing.size == length
     if existing is not None and spec.conflict is Conflict.SKIP:
-        return left_alone(name, existing, Outcome.SKIPPED)
+        return left_alone(receiver, exchange, name, existing, Outcome.SKIPPED)
     if existing is not None and spec.conflict is Conflict.ERROR and not same_size:
         raise Exists(f"{name} exists with another size")
     wish = exchange.headers("tdx-resume")
@@ -210,7 +275,9 @@ async def create(receiver: Receiver, exchange: Exchange, name: FileName) -> Resp
         receiver.metrics.resumes.add(1)
         receiver.metrics.resumed_bytes.add(session.upload.held.total())
     if not exchange.body_done:
-        await session.receive_onward(exchange, 0)
+        with session.in_use():
+            await session.receive_onward(exchange, 0)
+            await receiver.workers.on_disk(session.upload.mark)
     document = {
         "id": session.id,
         "epoch": session.upload.epoch,

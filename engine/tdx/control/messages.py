@@ -13,16 +13,27 @@ from typing import Final, TypeVar
 from tdx.control.connection import Connection
 from tdx.data.body import ChunkedBody, IdentityBody
 from tdx.data.port import Cancel
-from tdx.errors import ConnectionLost, Forbidden, ProtocolError, Stalled, TdxError
+from tdx.errors import (
+    ConnectionLost,
+    DigestMismatch,
+    Forbidden,
+    MethodNotAllowed,
+    OffsetMismatch,
+    ProtocolError,
+    Stalled,
+    TdxError,
+)
 from tdx.identity.port import Identity
 from tdx.policy.admission import Limits
 from tdx.proto import problem
 from tdx.proto.chunked import ChunkedDecoder
+from tdx.proto.fields import format_digest
 from tdx.proto.head import RequestHead, format_response
 
 JSON_TYPE: Final = "application/json"
 PROBLEM_TYPE: Final = "application/problem+json"
 PROCESSING_SECONDS: Final = 5.0
+SKIPPED_AT_MOST: Final = 65536
 
 T = TypeVar("T")
 
@@ -51,9 +62,24 @@ def json_response(status: int, document: object, fields: Iterable[tuple[str, str
     return Response(status, [("Content-Type", JSON_TYPE), *fields], body)
 
 
-def problem_response(error: TdxError, fields: Iterable[tuple[str, str]] = ()) -> Response:
+def problem_response(error: TdxError) -> Response:
     status, body = problem.render(error)
-    return Response(status, [("Content-Type", PROBLEM_TYPE), *fields], body)
+    fields = [("Content-Type", PROBLEM_TYPE)]
+    if isinstance(error, OffsetMismatch):
+        fields.append(("Upload-Offset", str(error.offset)))
+    if isinstance(error, MethodNotAllowed) and "allow" in error.details:
+        fields.append(("Allow", str(error.details["allow"])))
+    return Response(status, fields, body)
+
+
+def digests_differ(algorithm: str, provided: bytes) -> DigestMismatch:
+    """What to say of bytes that lack the digest they came with: never the one they have."""
+    stated = format_digest(algorithm, provided).removeprefix(f"{algorithm}=")
+    mismatched = [{"algorithm": algorithm, "provided-digest": stated}]
+    return DigestMismatch(
+        f"the content does not have the {algorithm} digest that came with it",
+        **{"mismatched-digests": mismatched},
+    )
 
 
 class Exchange:
@@ -88,7 +114,12 @@ class Exchange:
     @property
     def speaks_tdx(self) -> bool:
         """Whether the sender is tdx's own and so understands 102 (Processing)."""
-        return "tdx-epoch" in self.head.headers or "tdx-upload-key" in self.head.headers
+        return any(name in self.head.headers for name in ("tdx-epoch", "tdx-upload-key", "tdx-source"))
+
+    @property
+    def protocol(self) -> str:
+        """The label of metrics: ``tdx`` for its own senders, ``http`` for everybody else."""
+        return "tdx" if self.speaks_tdx else "http"
 
     async def _continue(self) -> None:
         if self._expects_continue and not self.body_done and not self.connection.has_ahead:
@@ -126,7 +157,15 @@ class Exchange:
         return IdentityBody(connection.sock, ahead, framing.length, cancel, stall, min_rate=rate)
 
     def file_body_ended(self, body: FileBody) -> None:
-        """The pump took every byte of ``body``."""
+        """The pump is done with ``body``."""
+        if not body.ended:
+            return
         if isinstance(body, ChunkedBody):
             self.connection.give_back(body.leftover)
         self.body_done = True
+
+    async def skip_small_body(self) -> None:
+        """Read and drop a body that is sure to come and costs less than a new connection."""
+        length = self.head.framing.length
+        if length is not None and length <= SKIPPED_AT_MOST and not self._expects_continue:
+            await self.small_body(SKIPPED_AT_MOST)

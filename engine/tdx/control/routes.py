@@ -83,5 +83,6 @@ def route(method: str, target: str) -> Handler:
 
 def _allow(method: str, allowed: Collection[str]) -> str:
     if method not in allowed:
-        raise MethodNotAllowed(f"{method} is not for this resource; {', '.join(sorted(allowed))}")
+        choices = ", ".join(sorted(allowed))
+        raise MethodNotAllowed(f"{method} is not for this resource; {choices}", allow=choices)
     return method

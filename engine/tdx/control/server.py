@@ -17,9 +17,9 @@ from tdx.errors import (
     Busy,
     ConfigError,
     ConnectionLost,
+    ExtentsDiffer,
     Forbidden,
     HeadTooLarge,
-    OffsetMismatch,
     ProtocolError,
     Stalled,
     StorageError,
@@ -197,8 +197,8 @@ class Server:
             return await handler(self._receiver, exchange)
         except (ConnectionLost, asyncio.CancelledError):
             raise
-        except OffsetMismatch as error:
-            return problem_response(error, [("Upload-Offset", str(error.offset))])
+        except ExtentsDiffer as error:
+            return problem_response(error)  # a commit's ordinary answer, not a refusal
         except TdxError as error:
             self._receiver.metrics.refused.add(1, (error.code,))
             return problem_response(error)

@@ -1,44 +1,34 @@
-"""One upload while this process holds it: writers, leases, takeover and commit."""
+"""One upload while this process holds it: its writers, their leases, what they bring."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tdx.control.messages import Exchange
+from tdx.control.messages import Exchange, FileBody, digests_differ
 from tdx.control.workers import Workers
 from tdx.data.port import Cancel, ReceiveHooks, Slot
 from tdx.data.probe import choose_receive
 from tdx.data.sockets import shut
 from tdx.errors import (
     Busy,
-    DigestMismatch,
-    Exists,
-    ExtentsDiffer,
+    Interrupted,
     OffsetMismatch,
     ProtocolError,
+    StorageError,
     Superseded,
     TdxError,
-    VerificationFailed,
+    TooLarge,
 )
-from tdx.integrity import (
-    ALGORITHM,
-    BUFFER_FOR_HASHING,
-    Hasher,
-    Root,
-    cut,
-    extent_count,
-    extent_span,
-    extents_of,
-    new_hasher,
-)
+from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, Hasher, cut, extents_of, new_hasher
 from tdx.metrics import Metrics
-from tdx.model import Conflict, Outcome, Owner, Receipt, Span, Stages, UploadId
-from tdx.proto.receiver import MAX_REPAIR_ROUNDS, Leases, UploadEvent, UploadMachine, UploadState
+from tdx.model import Owner, Span, Stages, UploadId
+from tdx.proto.problem import INCONSISTENT_LENGTH
+from tdx.proto.receiver import Leases, UploadEvent, UploadMachine
 from tdx.store.port import Piece, Store, Upload
 
 ENDLESS: Final = 1 << 62
@@ -47,10 +37,12 @@ ENDLESS: Final = 1 << 62
 
 @dataclass(slots=True)
 class Writer:
-    """A body that is being received, and how to stop it."""
+    """A body that is being received, and how to stop it. ``body`` is there once it is read."""
 
     exchange: Exchange
-    cancel: Cancel
+    in_order: bool
+    cancel: Cancel = field(default_factory=Cancel)
+    body: FileBody | None = None
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -60,6 +52,7 @@ class Received:
 
     digests: dict[int, bytes] = field(default_factory=dict[int, bytes])
     stages: Stages = field(default_factory=Stages)
+    bytes: int = 0
 
 
 class Session:
@@ -72,11 +65,17 @@ class Session:
         self.machine = UploadMachine()
         self.gate = asyncio.Lock()
         """Held by whoever takes over, commits or cancels: one at a time."""
-        self.last_used = asyncio.get_running_loop().time()
-        self._store = store
-        self._workers = workers
-        self._metrics = metrics
+        self.last_used = self.started = asyncio.get_running_loop().time()
+        """Seconds on the loop's clock; ``started`` is when the newest run opened the upload."""
+        self.received = 0
+        """Bytes that arrived since then."""
+        self.broken = False
+        """The store has failed: a new claim on what is left of the upload may work again."""
+        self.store = store
+        self.workers = workers
+        self.metrics = metrics
         self._pump = pump
+        self._users = 0
         self._leases = Leases()
         self._writers: dict[int, Writer] = {}
         self._numbers = itertools.count(1)
@@ -96,7 +95,21 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        return bool(self._writers) or self.gate.locked()
+        return bool(self._users or self._writers) or self.gate.locked()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the upload from being taken for an abandoned one between a request's steps."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
+    def restarted(self) -> None:
+        """A new run has taken the upload over."""
+        self.started = asyncio.get_running_loop().time()
+        self.received = 0
 
     def touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
@@ -120,33 +133,38 @@ class Session:
         do not fit it are not recorded.
         """
         size = self.upload.spec.extent_size
-        held = self.upload.digests
-        slots = (Slot(part, keep=part.start // size not in held) for part in cut(span, size))
-        return await self._receive(
-            exchange, slots, extents_of(span, size), expected=expected, keep_tail=False
-        )
+        extents = extents_of(span, size)
+        with self._writing(exchange, extents, in_order=False) as writer:
+            # Beginnings of extents that appends left are about to be written over.
+            if stale := [index for index in extents if index in self.upload.tails]:
+                await self.workers.on_disk(self.upload.invalidate, stale)
+            held = self.upload.digests
+            slots = (Slot(part, keep=part.start // size not in held) for part in cut(span, size))
+            return await self._receive(writer, slots, expected=expected)
 
     async def receive_onward(self, exchange: Exchange, start: int) -> Received:
         """Receive from offset ``start``, which must be where the upload ends so far, to the
         end of the body; a body that breaks off inside an extent leaves its beginning held."""
-        offset = self.offset
+        offset, size, length = self.offset, self.upload.spec.extent_size, exchange.head.framing.length
         if start != offset:
             raise OffsetMismatch(f"the upload stands at {offset}, not at {start}", offset=offset)
-        size = self.upload.spec.extent_size
-        carried = await self._workers.on_disk(self._restore_hasher, start)
-        framing_length = exchange.head.framing.length
-        end = ENDLESS if framing_length is None else start + framing_length
-        if end == start:
+        if length == 0:
             return Received()
-        spans = cut(Span(start, end), size)
+        end = ENDLESS if length is None else start + length
+        whole = self.upload.spec.length
+        if whole is not None and length is not None and end > whole:
+            raise ProtocolError(f"the upload ends at {whole}, the body at {end}", type=INCONSISTENT_LENGTH)
+        span = Span(start, end)
+        with self._writing(exchange, extents_of(span, size), in_order=True) as writer:
+            carried = await self.workers.on_disk(self._restore_hasher, start)
+            held = self.upload.digests
+            spans = cut(span, size)
 
-        def slots() -> Iterator[Slot]:
-            yield Slot(next(spans), hasher=carried)
-            yield from (Slot(span) for span in spans)
+            def slots() -> Iterator[Slot]:
+                yield Slot(next(spans), hasher=carried)
+                yield from (Slot(part, keep=part.start // size not in held) for part in spans)
 
-        return await self._receive(
-            exchange, slots(), extents_of(Span(start, end), size), expected=None, keep_tail=True
-        )
+            return await self._receive(writer, slots(), expected=None)
 
     @property
     def offset(self) -> int:
@@ -170,61 +188,82 @@ class Session:
             )
         return hasher
 
-    async def _receive(
-        self,
-        exchange: Exchange,
-        slots: Iterator[Slot],
-        extents: range,
-        *,
-        expected: bytes | None,
-        keep_tail: bool,
-    ) -> Received:
+    @contextlib.contextmanager
+    def _writing(self, exchange: Exchange, extents: range, *, in_order: bool) -> Iterator[Writer]:
+        """Register a body: what it may write is its own until the block ends. Nothing is awaited
+        between the caller's checks and the lease."""
         self.machine.handle(UploadEvent.BODY)
         if len(self._writers) >= exchange.limits.streams_per_upload:
             raise Busy(f"this upload has {len(self._writers)} streams already")
         number = next(self._numbers)
         self._leases.take(number, extents)
-        cancel = Cancel()
-        writer = self._writers[number] = Writer(exchange, cancel)
-        received = Received()
-        hooks = self._hooks(received, expected, keep_tail=keep_tail)
+        writer = self._writers[number] = Writer(exchange, in_order)
         try:
-            body = await exchange.file_body(cancel)
-            pump = choose_receive(self._pump, self.upload, body)
-            received.stages = await exchange.connection.lend(
-                lambda _: pump.receive(body, self.upload, slots, hooks, cancel), cancel
-            )
-            exchange.file_body_ended(body)
-            self._metrics.add_stages(received.stages)
+            yield writer
         finally:
             self._leases.release(number)
             del self._writers[number]
             writer.finished.set()
             self.touch()
+
+    async def _receive(self, writer: Writer, slots: Iterator[Slot], *, expected: bytes | None) -> Received:
+        exchange, cancel, received = writer.exchange, writer.cancel, Received()
+        hooks = self._hooks(received, expected, exchange.limits.max_file, in_order=writer.in_order)
+        body = writer.body = await exchange.file_body(cancel)
+        pump = choose_receive(self._pump, self.upload, body)
+        try:
+            received.stages = await exchange.connection.lend(
+                lambda _: pump.receive(body, self.upload, slots, hooks, cancel), cancel
+            )
+        except StorageError:
+            self.broken = True
+            raise
+        finally:
+            self.received += received.bytes
+        exchange.file_body_ended(body)
+        self.metrics.add_stages(received.stages)
         return received
 
-    def _hooks(self, received: Received, expected: bytes | None, *, keep_tail: bool) -> ReceiveHooks:
-        size, upload, metrics = self.upload.spec.extent_size, self.upload, self._metrics
+    def _hooks(
+        self, received: Received, expected: bytes | None, limit: int | None, *, in_order: bool
+    ) -> ReceiveHooks:
+        size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
         protocol = (self.protocol,)
+
+        def arrived(n: int) -> None:
+            received.bytes += n
+            metrics.received_bytes.add(n, protocol)
 
         def completed(span: Span, digest: bytes) -> None:
             index = span.start // size
             if expected is not None and digest != expected:
                 metrics.digest_failures.add(1)
-                raise DigestMismatch(f"extent {index} does not have the digest that came with it")
+                raise digests_differ(ALGORITHM, expected)
+            if limit is not None and span.end > limit:
+                raise TooLarge(f"a file of more than {limit} bytes")
             upload.record(Piece(Span(index * size, span.end), digest))
             received.digests[index] = digest
 
         def broke_off(span: Span, digest: bytes) -> None:
-            if keep_tail:
+            if in_order:
                 upload.record(Piece(Span(span.start // size * size, span.end), digest))
 
         return ReceiveHooks(
-            received=lambda n: metrics.received_bytes.add(n, protocol),
+            received=arrived,
             completed=completed,
             broke_off=broke_off,
             discarded=lambda n: metrics.discarded_bytes.add(n, ("held",)),
         )
+
+    async def end_appends(self) -> None:
+        """Stop the append that is on its way, if any, keeping what it brought: its sender has
+        come back on another connection."""
+        reason = Interrupted("another request for this upload has ended this append")
+        for writer in [writer for writer in self._writers.values() if writer.in_order]:
+            if writer.body is not None:
+                writer.body.interrupt(reason)
+            writer.exchange.connection.stop_reading()
+            await writer.finished.wait()
 
     async def cut_off_writers(self, reason: TdxError) -> None:
         """Stop every body of this upload and wait until none can write any more."""
@@ -235,120 +274,6 @@ class Session:
                 shut(writer.exchange.connection.sock)
             for writer in writers:
                 await writer.finished.wait()
-
-    # --- ending --------------------------------------------------------------
-
-    async def commit(self, digests: Sequence[bytes], length: int, *, check_identical: bool) -> Receipt:
-        """Hold the sender's digests against the recorded ones, and publish if all are equal.
-
-        With ``check_identical`` the published file of this name is compared first.
-        Raises ExtentsDiffer with what is to be sent again, VerificationFailed after the
-        last repair round. The caller holds :attr:`gate`.
-        """
-        upload, size = self.upload, self.upload.spec.extent_size
-        self.machine.handle(UploadEvent.COMMIT)
-        try:
-            await self.cut_off_writers(Superseded("the upload was committed while this body was on its way"))
-            if upload.spec.length is None:
-                await self._workers.on_disk(upload.set_length, length)
-            elif upload.spec.length != length:
-                raise ProtocolError(f"the upload has {upload.spec.length} bytes, the commit says {length}")
-            if len(digests) != extent_count(length, size):
-                raise ProtocolError(f"{len(digests)} digests for {extent_count(length, size)} extents")
-            root = str(Root.over(digests, length, size))
-            if check_identical:
-                if (receipt := await self.settle_identical(digests, root)) is not None:
-                    return receipt
-                if upload.spec.conflict is Conflict.ERROR:
-                    raise Exists(f"{upload.spec.name} exists and differs")
-            await self._compare(digests)
-            return await self._publish(root, verified=True)
-        except BaseException:
-            self._abort_commit()
-            raise
-
-    async def finish(self, *, verified: bool) -> Receipt:
-        """Publish an upload whose sender gave no digests of extents (plain HTTP clients).
-        The caller holds :attr:`gate` and has received every byte."""
-        upload = self.upload
-        self.machine.handle(UploadEvent.COMMIT)
-        try:
-            await self._recheck()
-            length = upload.spec.length
-            if length is None or upload.held.missing(length):
-                raise ProtocolError("the upload is not complete")
-            count = extent_count(length, upload.spec.extent_size)
-            digests = [upload.digests[index] for index in range(count)]
-            root = str(Root.over(digests, length, upload.spec.extent_size))
-            if (receipt := await self.settle_identical(digests, root)) is not None:
-                return receipt
-            return await self._publish(root, verified=verified)
-        except BaseException:
-            self._abort_commit()
-            raise
-
-    def _abort_commit(self) -> None:
-        if self.machine.state is UploadState.COMMITTING:
-            self.machine.handle(UploadEvent.ABORT)
-
-    async def settle_identical(self, digests: Sequence[bytes], root: str) -> Receipt | None:
-        """End the upload as ``identical`` if the published file of its name has these digests."""
-        spec = self.upload.spec
-        existing = await self._workers.on_disk(self._store.existing, spec.name)
-        if existing is None or existing.size != spec.length:
-            return None
-        if await self._workers.on_disk(self._store.existing_digests, spec.name, spec.extent_size) != list(
-            digests
-        ):
-            return None
-        receipt = await self._workers.on_disk(
-            self.upload.settle, Outcome.IDENTICAL, existing.path, root=root
-        )
-        self.machine.handle(UploadEvent.PUBLISH)
-        return receipt
-
-    async def _publish(self, root: str, *, verified: bool) -> Receipt:
-        receipt = await self._workers.on_disk(self.upload.publish, root=root, verified=verified)
-        self.machine.handle(UploadEvent.PUBLISH)
-        return receipt
-
-    async def _recheck(self) -> None:
-        if suspects := self.upload.suspects:
-            await self._workers.on_disk(self.upload.recheck, suspects)
-
-    async def _compare(self, digests: Sequence[bytes]) -> None:
-        await self._recheck()
-        recorded = self.upload.digests
-        differing = [index for index, digest in enumerate(digests) if recorded.get(index) != digest]
-        if not differing:
-            return
-        wrong = [index for index in differing if index in recorded]
-        if wrong:
-            self._metrics.digest_failures.add(len(wrong))
-            if self.machine.handle(UploadEvent.DIFFER) is UploadState.FAILED:
-                raise VerificationFailed(
-                    f"{self.upload.spec.name}: extents still differ after {MAX_REPAIR_ROUNDS} repairs; "
-                    "nothing was published"
-                )
-            await self._workers.on_disk(self.upload.invalidate, wrong)
-        raise ExtentsDiffer(f"{len(differing)} extents are missing or differ", extents=differing)
-
-    async def matches(self, algorithm: str, expected: bytes) -> bool:
-        """Whether the whole stored content has this digest (RFC 9530 Repr-Digest)."""
-        return await self._workers.on_disk(self._content_digest, algorithm) == expected
-
-    def _content_digest(self, algorithm: str) -> bytes:
-        length = self.upload.spec.length or 0
-        digests = self.upload.digests
-        if algorithm == ALGORITHM and extent_count(length, self.upload.spec.extent_size) == 1:
-            return digests[0]
-        hasher: Hasher = new_hasher() if algorithm == ALGORITHM else hashlib.new(algorithm.replace("-", ""))
-        if length:
-            hash_stored(self.upload, Span(0, length), hasher)
-        return hasher.digest()
-
-    def extent(self, index: int) -> Span:
-        return extent_span(index, self.upload.spec.length, self.upload.spec.extent_size)
 
 
 def hash_stored(upload: Upload, span: Span, hasher: Hasher) -> None:

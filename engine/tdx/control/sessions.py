@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import AsyncIterator, Hashable
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -12,7 +13,7 @@ from tdx.control.session import Session
 from tdx.control.workers import Workers
 from tdx.errors import Busy, NotFound, Superseded, TdxError
 from tdx.metrics import Metrics
-from tdx.model import FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.proto.receiver import UploadEvent
 from tdx.store.port import Partial, Store, Upload
 
@@ -56,14 +57,19 @@ class Sessions:
             return self._adopt(upload), None
 
     async def _partials_like(self, spec: UploadSpec) -> list[Partial]:
+        """The partials that a new run of this push goes on from, or replaces."""
+        if spec.source_id is None and not spec.by_name:
+            return []
         found = await self._workers.on_disk(self._store.find, spec.owner, spec.name, None, spec.source_id)
-        if spec.source_id is None:
+        if spec.by_name:
             # Plain clients have one partial per (owner, name, length), and two of them may
             # send different files under one name at once: what is being written lives on.
             return [
                 partial
                 for partial in found
-                if partial.spec.length == spec.length and not self._is_busy(partial.upload)
+                if partial.spec.by_name
+                and partial.spec.length == spec.length
+                and not self._is_busy(partial.upload)
             ]
         return found
 
@@ -77,10 +83,12 @@ class Sessions:
             if self._open.get(upload) is not session:
                 raise NotFound("the upload ended meanwhile")
             session.machine.handle(UploadEvent.TAKEOVER)
-            await session.cut_off_writers(
-                Superseded("a newer run of the same push has taken this upload over")
-            )
+            reason = Superseded("a newer run of the same push has taken this upload over")
+            await session.cut_off_writers(reason)
             await self._workers.on_disk(session.upload.raise_epoch)
+            # Until the epoch was raised, bodies of the older run were still let in.
+            await session.cut_off_writers(reason)
+            session.restarted()
             await self._workers.on_disk(session.upload.refresh, spec)
             return session
 
@@ -97,7 +105,7 @@ class Sessions:
             self._superseded[upload] = owner
             if len(self._superseded) > REMEMBERED_ENDS:
                 self._superseded.popitem(last=False)
-            await self.discard(session)
+            await self.discard(session, "superseded")
 
     async def get(self, upload: UploadId, owner: Owner) -> Session:
         """The session of an upload, opened from the store where this process does not hold
@@ -106,6 +114,10 @@ class Sessions:
             raise Superseded("a newer run of the same push has replaced this upload")
         async with self._lock(upload):
             session = self._open.get(upload)
+            if session is not None and session.broken and not session.busy:
+                await self._workers.on_disk(session.upload.close)
+                del self._open[upload]
+                session = None
             if session is None:
                 session = self._adopt(await self._workers.on_disk(self._store.open, upload))
         if session.owner != owner:
@@ -116,7 +128,7 @@ class Sessions:
     async def find_sequential(self, owner: Owner, name: FileName, length: int | None) -> Session | None:
         """The newest partial that a plain client left under this name (and length)."""
         for partial in await self._workers.on_disk(self._store.find, owner, name, length, None):
-            if partial.spec.key is None:
+            if partial.spec.by_name:
                 return await self.get(partial.upload, owner)
         return None
 
@@ -135,14 +147,36 @@ class Sessions:
         self._open[upload.id] = session
         return session
 
-    def ended(self, session: Session) -> None:
+    @contextlib.asynccontextmanager
+    async def one_with_key(self, owner: Owner, key: str) -> AsyncIterator[None]:
+        """One request with this key at a time, so that a repetition finds the receipt of
+        the first. A first one whose body has not ended never will: it is cut off."""
+        for session in list(self._open.values()):
+            if session.owner == owner and session.upload.spec.key == key:
+                await session.cut_off_writers(Superseded("the same request has come again"))
+        async with self._lock((owner, "key", key)):
+            yield
+
+    def ended(self, session: Session, outcome: Outcome) -> None:
         """The upload was published or settled; the store has closed it."""
+        self._account(session, outcome)
         self._open.pop(session.id, None)
 
-    async def discard(self, session: Session) -> None:
+    async def discard(self, session: Session, result: str) -> None:
+        """Remove an upload; ``result`` is its label in the metrics. One that has ended
+        already is no error."""
         async with self._lock(session.id):
-            self._open.pop(session.id, None)
-            await self._workers.on_disk(session.upload.discard)
+            if self._open.pop(session.id, None) is not None:
+                self._account(session, result)
+            with contextlib.suppress(NotFound):
+                await self._workers.on_disk(session.upload.discard)
+
+    def _account(self, session: Session, result: str) -> None:
+        seconds = asyncio.get_running_loop().time() - session.started
+        self._metrics.uploads.add(1, (session.protocol, result))
+        self._metrics.transfer_duration.observe(seconds)
+        if result == Outcome.PUBLISHED and session.received and seconds > 0:
+            self._metrics.transfer_throughput.observe(session.received / seconds)
 
     async def release(self, session: Session) -> None:
         """Give up the claim and keep the partial."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from tdx.control.files import complete, expected_digests, receipt_response
+from tdx.control import ending
+from tdx.control.files import check_stated_length, claims_of, complete, receipt_response
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
 from tdx.errors import (
     Exists,
     NotFound,
+    OffsetMismatch,
     ProtocolError,
     RangeNotSatisfiable,
     VerificationFailed,
@@ -18,6 +20,7 @@ from tdx.errors import (
 from tdx.integrity import ALGORITHM, DIGEST_SIZE
 from tdx.model import Receipt, Span, UploadId
 from tdx.proto import fields
+from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent
 
 NO_STORE: Final = ("Cache-Control", "no-store")
@@ -70,10 +73,12 @@ def _digest_of_one(session: Session, exchange: Exchange, span: Span) -> bytes | 
     """The Content-Digest of a body that is one extent: its extent digest."""
     if exchange.headers("content-digest") is None:
         return None
-    digest = expected_digests(exchange).get(ALGORITHM)
-    if digest is None or len(span) > session.upload.spec.extent_size:
+    digests = [
+        claim.digest for claim in claims_of(exchange, "content-digest") if claim.algorithm == ALGORITHM
+    ]
+    if not digests or len(span) > session.upload.spec.extent_size:
         raise ProtocolError(f"Content-Digest on a range is taken as {ALGORITHM}, of one extent")
-    return digest
+    return digests[0]
 
 
 async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
@@ -84,14 +89,29 @@ async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
     offset, done = exchange.headers("upload-offset"), exchange.headers("upload-complete")
     if offset is None or done is None:
         raise ProtocolError("an append needs Upload-Offset and Upload-Complete")
-    length, framing = session.upload.spec.length, exchange.head.framing
-    start = fields.parse_integer(offset)
-    if length is not None and framing.length is not None and start + framing.length > length:
-        raise RangeNotSatisfiable(f"the upload ends at {length}")
-    await session.receive_onward(exchange, start)
-    if fields.parse_boolean(done):
-        return await exchange.keep_posted(complete(receiver, session, {}))
-    return Response(204, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0"), NO_STORE])
+    start, last, size = fields.parse_integer(offset), fields.parse_boolean(done), exchange.head.framing.length
+    with session.in_use():
+        await session.end_appends()
+        session = await _session(receiver, exchange, upload)
+        stood, length = session.offset, session.upload.spec.length
+        check_stated_length(exchange, length)
+        if start == stood and length is not None and size is not None and start + size > length:
+            await receiver.sessions.discard(session, "failed")
+            raise ProtocolError(f"the upload ends at {length}; it is given up", type=INCONSISTENT_LENGTH)
+        try:
+            await session.receive_onward(exchange, start)
+            if last:
+                claims = claims_of(exchange, "repr-digest")
+                return await exchange.keep_posted(complete(receiver, session, claims))
+        except OffsetMismatch:
+            if start != stood:
+                raise
+            # The draft forbids an offset to decrease.
+            await receiver.sessions.discard(session, "failed")
+            raise NotFound("bytes of this upload were lost; start a new one") from None
+        # An offset that is told must not decrease, whatever happens to the machine.
+        await receiver.workers.on_disk(session.upload.mark)
+        return Response(204, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0"), NO_STORE])
 
 
 async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
@@ -137,11 +157,11 @@ async def _commit(
             return receipt
         session = await _session(receiver, exchange, upload)
         try:
-            receipt = await session.commit(digests, length, check_identical=check_identical)
+            receipt = await ending.commit(session, digests, length, check_identical=check_identical)
         except (Exists, VerificationFailed):
-            await receiver.sessions.discard(session)
+            await receiver.sessions.discard(session, "failed")
             raise
-        receiver.sessions.ended(session)
+        receiver.sessions.ended(session, receipt.outcome)
         return receipt
 
 
@@ -158,6 +178,10 @@ async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
         )
     else:
         session = await receiver.sessions.get(upload, exchange.identity.owner)
+        if exchange.head.method == "HEAD" and session.upload.spec.source_id is None:
+            with session.in_use():
+                await session.end_appends()
+                await receiver.workers.on_disk(session.upload.mark)
         length, offset, state = session.upload.spec.length, session.offset, session.machine.state.value
         epoch, held = session.upload.epoch, [[span.start, span.end] for span in session.upload.held]
     done = fields.format_boolean(receipt is not None)
@@ -175,5 +199,5 @@ async def cancel(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
     async with session.gate:
         session.machine.handle(UploadEvent.CANCEL)
         await session.cut_off_writers(NotFound("the upload was cancelled"))
-        await receiver.sessions.discard(session)
+        await receiver.sessions.discard(session, "cancelled")
     return Response(204)

@@ -1,0 +1,166 @@
+"""How an upload ends: its bytes held against what the sender says of them, then published."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tdx.control.messages import digests_differ
+from tdx.control.session import Session, hash_stored
+from tdx.errors import (
+    Exists,
+    ExtentsDiffer,
+    OffsetMismatch,
+    ProtocolError,
+    StorageError,
+    Superseded,
+    TooLarge,
+    VerificationFailed,
+)
+from tdx.integrity import ALGORITHM, Hasher, Root, extent_count, new_hasher
+from tdx.model import Conflict, Outcome, Receipt, Span
+from tdx.proto.problem import INCONSISTENT_LENGTH
+from tdx.proto.receiver import MAX_REPAIR_ROUNDS, UploadEvent, UploadState
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A digest of the whole file that came in a field (RFC 9530) and can be verified here."""
+
+    algorithm: str
+    digest: bytes
+
+
+async def commit(
+    session: Session, digests: Sequence[bytes], length: int, *, check_identical: bool
+) -> Receipt:
+    """Hold the sender's digests of extents against the recorded ones, and publish if all are equal.
+
+    With ``check_identical`` the published file of this name is compared first.
+    Raises ExtentsDiffer with what is to be sent again, VerificationFailed after the
+    last repair round. The caller holds the session's gate.
+    """
+    upload, size = session.upload, session.upload.spec.extent_size
+    with _committing(session):
+        await session.cut_off_writers(Superseded("the upload was committed while this body was on its way"))
+        if upload.spec.length not in (None, length):
+            raise ProtocolError(
+                f"the upload has {upload.spec.length} bytes, the commit says {length}",
+                type=INCONSISTENT_LENGTH,
+            )
+        if len(digests) != extent_count(length, size):
+            raise ProtocolError(f"{len(digests)} digests for {extent_count(length, size)} extents")
+        if upload.spec.length is None:
+            await session.workers.on_disk(upload.set_length, length)
+        root = str(Root.over(digests, length, size))
+        if check_identical:
+            if (receipt := await _settle_identical(session, digests, root, verified=True)) is not None:
+                return receipt
+            if upload.spec.conflict is Conflict.ERROR:
+                raise Exists(f"{upload.spec.name} exists and differs")
+        await _recheck(session)
+        await _compare(session, digests)
+        return await _publish(session, root, verified=True)
+
+
+async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -> Receipt:
+    """Publish what came in order, without digests of extents (plain HTTP clients).
+
+    Raises DigestMismatch where the content does not have a claimed digest, TooLarge beyond
+    ``limit`` bytes, OffsetMismatch where stored bytes turn out to be lost. The caller holds
+    the session's gate.
+    """
+    upload, size = session.upload, session.upload.spec.extent_size
+    with _committing(session):
+        if upload.spec.length is None:
+            if limit is not None and session.offset > limit:
+                raise TooLarge(f"a file of {session.offset} bytes where at most {limit} are taken")
+            await session.workers.on_disk(upload.set_length, session.offset)
+        if await _recheck(session):
+            raise OffsetMismatch("stored bytes turned out to be lost", offset=session.offset)
+        length = upload.spec.length
+        if length is None or upload.held.missing(length):
+            raise ProtocolError(
+                f"the upload ends at {session.offset}, its length is {length}", type=INCONSISTENT_LENGTH
+            )
+        digests = [upload.digests[index] for index in range(extent_count(length, size))]
+        for claim in claims:
+            found = await session.workers.on_disk(_content_digest, session, digests, claim.algorithm)
+            if found != claim.digest:
+                session.metrics.digest_failures.add(1)
+                raise digests_differ(claim.algorithm, claim.digest)
+        root, verified = str(Root.over(digests, length, size)), bool(claims)
+        if (receipt := await _settle_identical(session, digests, root, verified=verified)) is not None:
+            return receipt
+        return await _publish(session, root, verified=verified)
+
+
+@contextlib.contextmanager
+def _committing(session: Session) -> Iterator[None]:
+    """No body starts in here; what does not end the upload leaves it open again."""
+    session.machine.handle(UploadEvent.COMMIT)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, StorageError):
+            session.broken = True
+        if session.machine.state is UploadState.COMMITTING:
+            session.machine.handle(UploadEvent.ABORT)
+        raise
+
+
+async def _settle_identical(
+    session: Session, digests: Sequence[bytes], root: str, *, verified: bool
+) -> Receipt | None:
+    """End the upload as ``identical`` if the published file of its name has these digests."""
+    spec, store, on_disk = session.upload.spec, session.store, session.workers.on_disk
+    existing = await on_disk(store.existing, spec.name)
+    if existing is None or existing.size != spec.length:
+        return None
+    if await on_disk(store.existing_digests, spec.name, spec.extent_size) != list(digests):
+        return None
+    receipt = await on_disk(
+        session.upload.settle, Outcome.IDENTICAL, existing.path, root=root, verified=verified
+    )
+    session.machine.handle(UploadEvent.PUBLISH)
+    return receipt
+
+
+async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
+    receipt = await session.workers.on_disk(session.upload.publish, root=root, verified=verified)
+    session.machine.handle(UploadEvent.PUBLISH)
+    return receipt
+
+
+async def _recheck(session: Session) -> frozenset[int]:
+    """Read again what was recorded before a reboot; the extents that are lost."""
+    suspects = session.upload.suspects
+    return await session.workers.on_disk(session.upload.recheck, suspects) if suspects else frozenset()
+
+
+async def _compare(session: Session, digests: Sequence[bytes]) -> None:
+    upload, recorded = session.upload, session.upload.digests
+    differing = [index for index, digest in enumerate(digests) if recorded.get(index) != digest]
+    if not differing:
+        return
+    if wrong := [index for index in differing if index in recorded]:
+        session.metrics.digest_failures.add(len(wrong))
+        await session.workers.on_disk(upload.invalidate, wrong)
+        if session.machine.handle(UploadEvent.DIFFER) is UploadState.FAILED:
+            raise VerificationFailed(
+                f"{upload.spec.name}: extents still differ after {MAX_REPAIR_ROUNDS} repairs; "
+                "nothing was published"
+            )
+    raise ExtentsDiffer(f"{len(differing)} extents are missing or differ", extents=differing)
+
+
+def _content_digest(session: Session, digests: Sequence[bytes], algorithm: str) -> bytes:
+    """The digest of the whole stored content, read again unless an extent's own is that."""
+    if algorithm == ALGORITHM and len(digests) == 1:
+        return digests[0]
+    hasher: Hasher = new_hasher() if algorithm == ALGORITHM else hashlib.new(algorithm.replace("-", ""))
+    if length := session.upload.spec.length:
+        hash_stored(session.upload, Span(0, length), hasher)
+    return hasher.digest()
