@@ -25,6 +25,7 @@ from tdx.errors import (
     Unreachable,
     VerificationFailed,
 )
+from tdx.metrics import Metrics
 from tdx.policy.retry import Retrier, RetryPolicy
 from tdx.proto import problem
 from tdx.proto.head import Headers, format_request, parse_response
@@ -57,9 +58,12 @@ class Answer:
 class Client:
     """Talks to one peer. Used by the loop's thread only."""
 
-    def __init__(self, dialer: Dialer, workers: Workers, policy: RetryPolicy, stall_timeout: float) -> None:
+    def __init__(
+        self, dialer: Dialer, workers: Workers, metrics: Metrics, policy: RetryPolicy, stall_timeout: float
+    ) -> None:
         self.peer = dialer.peer
         self.workers = workers
+        self.metrics = metrics
         self.stall_timeout = stall_timeout
         self._pool = ConnectionPool(dialer)
         self._policy = policy
@@ -71,8 +75,9 @@ class Client:
         """One exchange with a body that is at hand. A status of 400 and more raises what
         the problem document says."""
 
-        async def write(connection: Connection, head: bytes) -> None:
+        async def write(connection: Connection, head: bytes) -> bool:
             await connection.send(head + body, self.stall_timeout)
+            return True
 
         return await self._exchange(method, target, [*fields, ("Content-Length", str(len(body)))], write)
 
@@ -91,13 +96,14 @@ class Client:
         """
         result: T | None = None
 
-        async def write(connection: Connection, head: bytes) -> None:
+        async def write(connection: Connection, head: bytes) -> bool:
             nonlocal result
             await connection.send(head, self.stall_timeout)
             try:
                 result = await connection.lend(pump, cancel)
             except EarlyAnswer:
-                result = None
+                return False
+            return True
 
         answer = await self._exchange(method, target, [*fields, ("Content-Length", str(length))], write)
         return answer, result
@@ -107,13 +113,17 @@ class Client:
         method: str,
         target: str,
         fields: Fields,
-        write: Callable[[Connection, bytes], Awaitable[None]],
+        write: Callable[[Connection, bytes], Awaitable[bool]],
     ) -> Answer:
+        """``write(connection, head)`` writes the request and says whether it wrote all of it:
+        only then can the connection carry another."""
         connection = await self._pool.acquire()
         reusable = False
         try:
-            await write(connection, format_request(method, target, [("Host", str(self.peer)), *fields]))
-            answer, reusable = await self._read_answer(connection, to_head=method == "HEAD")
+            head = format_request(method, target, [("Host", str(self.peer)), *fields])
+            written = await write(connection, head)
+            answer, keep_alive = await self._read_answer(connection, to_head=method == "HEAD")
+            reusable = written and keep_alive
         finally:
             if reusable:
                 self._pool.release(connection)
@@ -151,8 +161,12 @@ class Client:
             if isinstance(error, Unreachable):
                 raise ConnectionLost(f"{error.message}; run again with --resume") from error
             raise error
-        tally.retries += 1
+        self._count_retry(error, tally)
         await asyncio.sleep(wait)
+
+    def _count_retry(self, error: TdxError, tally: Tally) -> None:
+        tally.retries += 1
+        self.metrics.retries.add(1, (error.code,))
 
     async def persist(self, work: Callable[[], Awaitable[T]], tally: Tally) -> T:
         """Repeat an idempotent exchange until it succeeds or the policy gives up; bytes
@@ -166,5 +180,6 @@ class Client:
                 if repairs == MAX_REPAIR_ROUNDS:
                     raise VerificationFailed(f"{error.message}, also after {repairs} repairs") from error
                 repairs += 1
+                self._count_retry(error, tally)
             except TdxError as error:
                 await self.pause_after(error, retrier, tally)

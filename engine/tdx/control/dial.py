@@ -11,6 +11,7 @@ from typing import Final
 
 from tdx.control.connection import Connection, endpoint_of
 from tdx.control.workers import Workers
+from tdx.data.sockets import readable
 from tdx.errors import Forbidden, UnknownPeer, Unreachable, UsageError
 from tdx.identity.port import Endpoint
 from tdx.identity.registry import Identities
@@ -117,8 +118,11 @@ class ConnectionPool:
         """Whether the peer has been reached once: from then on, not reaching it is temporary."""
 
     async def acquire(self) -> Connection:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            connection = self._idle.pop()
+            if not readable(connection.sock):
+                return connection
+            connection.close()  # the other end has closed it meanwhile, or sent what nobody asked for
         connection = await self._dialer.dial()
         self.met = True
         return connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,13 @@ from tdx.control.push import FilePush, PushOptions
 from tdx.control.streamed import StreamPush
 from tdx.control.workers import Workers
 from tdx.data.source import Source
+from tdx.errors import Superseded
 from tdx.identity.local import LocalProvider
 from tdx.identity.registry import Identities
+from tdx.metrics import Metrics
+from tdx.model import Outcome
 from tdx.policy.retry import RetryPolicy
+from tdx.version import VERSION
 
 MOST_STREAMS: Final = 32
 
@@ -35,14 +40,18 @@ class SenderOptions:
 
 
 class Sender:
-    """Pushes to one peer. Used inside ``async with``, which closes connections and threads."""
+    """Pushes to one peer. Used inside ``async with``, which closes connections and threads.
 
-    def __init__(self, peer: Peer, options: SenderOptions) -> None:
+    Every push is counted in ``metrics``.
+    """
+
+    def __init__(self, peer: Peer, options: SenderOptions, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics(VERSION)
         provider = LocalProvider(os.getuid())
         self._workers = Workers(bodies=MOST_STREAMS)
         dialer = Dialer(peer, Identities([provider]), provider.own.owner, self._workers)
         policy = RetryPolicy(retries=options.retries)
-        self._client = Client(dialer, self._workers, policy, options.stall_timeout)
+        self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
         self._pace = Pace(options.limit_rate)
 
     async def __aenter__(self) -> Self:
@@ -57,9 +66,30 @@ class Sender:
     async def push_file(self, path: Path, options: PushOptions, tally: Tally) -> PushResult:
         """Push one regular file. Raises what ended the push; a partial is kept."""
         with await self._workers.on_disk(Source.open, path) as source:
-            return await FilePush(self._client, source, options, self._pace, tally).run()
+            return await self._counted(FilePush(self._client, source, options, self._pace, tally), tally)
 
     async def push_stream(self, descriptor: int, options: PushOptions, tally: Tally) -> PushResult:
         """Push what can be read from ``descriptor`` until its end."""
         push = StreamPush(self._client, descriptor, options.name, options.conflict, self._pace, tally)
-        return await push.run()
+        return await self._counted(push, tally)
+
+    async def _counted(self, push: FilePush | StreamPush, tally: Tally) -> PushResult:
+        metrics, started = self.metrics, asyncio.get_running_loop().time()
+        sent, ended = tally.sent, "failed"
+        try:
+            result = await push.run()
+            ended = result.outcome.value
+            if result.outcome is Outcome.PUBLISHED and result.seconds > 0:
+                metrics.transfer_throughput.observe((tally.sent - sent) / result.seconds)
+            return result
+        except Superseded:
+            ended = "superseded"
+            raise
+        except asyncio.CancelledError:
+            ended = "cancelled"
+            raise
+        finally:
+            metrics.uploads.add(1, ("tdx", ended))
+            metrics.transfer_duration.observe(asyncio.get_running_loop().time() - started)
+            metrics.sent_bytes.add(tally.sent - sent)
+            metrics.add_stages(tally.ours)

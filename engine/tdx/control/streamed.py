@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import secrets
 
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
@@ -35,6 +35,8 @@ class StreamPush:
         self._descriptor = descriptor
         self._target = "/files/" + encode_name(check_name(name))
         self._meta = [("Tdx-Conflict", conflict.value)]
+        # Made up, so that a repeated creation replaces the upload whose id got lost.
+        self._source = ("Tdx-Source", secrets.token_hex(16))
         self._pace = pace
         self._tally = tally
         self._cancel = Cancel()
@@ -70,7 +72,9 @@ class StreamPush:
 
     async def _push_long(self, block: memoryview) -> tuple[Answer, str | None]:
         created = await self._client.persist(
-            lambda: self._client.request("POST", self._target, [*self._meta, ("Upload-Complete", "?0")]),
+            lambda: self._client.request(
+                "POST", self._target, [*self._meta, self._source, ("Upload-Complete", "?0")]
+            ),
             self._tally,
         )
         document = created.document()
@@ -88,8 +92,7 @@ class StreamPush:
             finally:
                 if not following.done():
                     self._cancel.set(Interrupted("stopped"))
-                    with contextlib.suppress(Interrupted):
-                        await following
+                await asyncio.gather(following, return_exceptions=True)
         self._tally.total, self._tally.phase = length, "committing"
         answer = await self._client.persist(lambda: self._commit(upload, length), self._tally)
         return answer, str(Root.over(self._digests, length, UNKNOWN_LENGTH_EXTENT))
