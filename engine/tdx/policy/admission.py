@@ -1,11 +1,11 @@
-"""How many connections and bodies a receiver takes on at once."""
+"""How many connections a receiver takes on at once, and its other limits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tdx.errors import Busy
-from tdx.model import Owner, UploadId
+from tdx.model import Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Limits:
 
 
 class Admission:
-    """Counts connections and bodies against :class:`Limits`.
+    """Counts connections against :class:`Limits`.
 
     Connections are numbers that the caller makes up. A method that raises Busy has
     changed nothing. Not thread-safe.
@@ -37,15 +37,10 @@ class Admission:
         self._limits = limits
         self._connections: dict[int, Owner | None] = {}
         self._per_owner: dict[Owner, int] = {}
-        self._bodies: dict[int, UploadId] = {}
 
     @property
     def connections(self) -> int:
         return len(self._connections)
-
-    @property
-    def bodies(self) -> int:
-        return len(self._bodies)
 
     def connect(self, connection: int) -> None:
         """A connection was accepted. Busy: too many in all; close it."""
@@ -69,22 +64,8 @@ class Admission:
         self._per_owner[owner] = self._per_owner.get(owner, 0) + 1
 
     def leave(self, connection: int) -> None:
-        """The connection is closed, its body too; unknown ones are no error."""
+        """The connection is closed; unknown ones are no error."""
         self._forget(self._connections.pop(connection, None))
-        self._bodies.pop(connection, None)
-
-    def begin_body(self, connection: int, upload: UploadId) -> None:
-        """A body for ``upload`` wants to start on this connection. Busy: the upload has
-        as many streams as it may have."""
-        if sum(1 for other in self._bodies.values() if other == upload) >= self._limits.streams_per_upload:
-            raise Busy(
-                f"this upload has {self._limits.streams_per_upload} streams, which is the limit; use fewer"
-            )
-        self._bodies[connection] = upload
-
-    def end_body(self, connection: int) -> None:
-        """The body on this connection has ended; none is no error."""
-        self._bodies.pop(connection, None)
 
     def _forget(self, owner: Owner | None) -> None:
         if owner is None:
