@@ -1,12 +1,11 @@
 """From the process to an exit code: every failure is one line on standard error, never a traceback.
 
-Only what the interpreter has loaded anyway is imported until :func:`run` watches, so that also an interrupt during
+Next to nothing is imported until :func:`run` watches, so that also an interrupt during
 start-up ends in a line.
 """
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
@@ -29,9 +28,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         from tdx_cli.app import tdx
 
-        if isinstance(sys.stdout, io.TextIOWrapper):
+        reconfigure = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
             # A file name that the terminal's encoding lacks must not end a push.
-            sys.stdout.reconfigure(errors="backslashreplace")
+            reconfigure(errors="backslashreplace")
         with tdx.make_context("tdx", list(arguments)) as context:
             code = tdx.invoke(context)
         if sys.stdout is not None:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tdx.errors import SourceError, UsageError
+from tdx_cli.plan import Item, LeftOut, check, plan
+
+
+def named(paths: list[str], name: str | None = None, *, recursive: bool = True) -> list[str]:
+    return [
+        item.name if isinstance(item, Item) else f"({item.reason})"
+        for item in plan(paths, name=name, recursive=recursive)
+    ]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    top = tmp_path / "tree"
+    (top / "b" / "deep").mkdir(parents=True)
+    (top / "a.txt").write_text("a")
+    (top / "b" / "deep" / "c").write_text("c")
+    (top / "b" / "z").write_text("z")
+    (top / "empty").mkdir()
+    return top
+
+
+def test_a_file_goes_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert named(["f", "./f", f"{tmp_path}/f"]) == ["f", "f", "f"]
+
+
+def test_a_folder_goes_by_its_name_and_what_is_in_it_by_the_path_from_there(tree: Path) -> None:
+    assert named([f"{tree}/"]) == ["tree/a.txt", "tree/b/z", "tree/b/deep/c"]
+
+
+def test_the_current_folder_has_a_name_too(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree / "b")
+    assert named(["."]) == ["b/z", "b/deep/c"]
+    assert named([".."]) == ["tree/a.txt", "tree/b/z", "tree/b/deep/c"]
+
+
+def test_another_name_stands_in_for_the_first_part(tree: Path) -> None:
+    assert named([str(tree / "b")], "c") == ["c/z", "c/deep/c"]
+    assert named([str(tree / "a.txt")], "c") == ["c"]
+
+
+def test_links_and_special_files_are_left_out_with_a_reason(tree: Path) -> None:
+    (tree / "b" / "link").symlink_to("z")
+    os.mkfifo(tree / "b" / "pipe")
+    assert named([str(tree / "b")]) == ["(is a symbolic link)", "(is not a regular file)", "b/z", "b/deep/c"]
+
+
+def test_a_loop_of_links_ends(tree: Path) -> None:
+    (tree / "b" / "loop").symlink_to(tree)
+    assert "(is a symbolic link)" in named([str(tree)])
+
+
+def test_a_folder_needs_r(tree: Path) -> None:
+    (item,) = plan([str(tree)], name=None, recursive=False)
+    assert isinstance(item, Item)
+    assert isinstance(item.error, UsageError)
+    assert "is a directory" in item.error.message
+
+
+def test_a_folder_that_goes_away_is_an_error_of_its_own(tree: Path) -> None:
+    found = plan([str(tree)], name=None, recursive=True)
+    assert isinstance(next(found), Item)
+    (tree / "b" / "z").unlink()
+    (tree / "b" / "deep" / "c").unlink()
+    (tree / "b" / "deep").rmdir()
+    (tree / "b").rmdir()
+    rest = list(found)
+    assert [type(item.error) for item in rest if isinstance(item, Item)] == [SourceError]
+    assert not any(isinstance(item, LeftOut) for item in rest)
+
+
+def test_what_is_missing_is_still_tried() -> None:
+    assert named(["/no/such/file"]) == ["file"]
+
+
+def test_a_deep_tree_is_walked_without_recursion(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(400):
+            os.mkdir("d", dir_fd=descriptor)
+            inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    finally:
+        os.close(descriptor)
+    assert named([str(tmp_path / "d")], "x") == ["x" + "/d" * 399 + "/f"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "name", "resume"),
+    [(["a", "b"], "n", False), (["-"], None, False), (["-"], "n", True), (["a", "-"], None, False)],
+)
+def test_flags_that_contradict_the_paths_are_refused(
+    paths: list[str], name: str | None, resume: bool
+) -> None:
+    with pytest.raises(UsageError):
+        check(paths, name=name, resume=resume)
+
+
+def test_flags_that_agree_are_not() -> None:
+    check(["a", "b"], name=None, resume=True)
+    check(["-"], name="n", resume=False)

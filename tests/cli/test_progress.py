@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.commands import PATIENCE, RunningReceiver, Tdx
+from tdx.integrity import MIB
+from tdx_cli.progress import PATIENCE as BEFORE_A_LINE
+from tdx_cli.progress import WINDOW, Speed, TerminalReport, percentage
+
+COLOUR = re.compile(rb"\x1b\[[0-9;]*3[0-7]m")
+
+
+def test_a_rate_needs_two_observations() -> None:
+    speed = Speed()
+    assert speed.rate is None
+    speed.observe(100, 1.0)
+    assert speed.rate is None
+    speed.observe(100, 1.0)
+    assert speed.rate is None
+    speed.observe(300, 2.0)
+    assert speed.rate == pytest.approx(200.0)
+    assert speed.eta(1000) == pytest.approx(5.0)
+
+
+def test_what_is_long_past_does_not_count() -> None:
+    speed = Speed()
+    for second in range(100):
+        speed.observe(second * 10 if second < 50 else 500 + (second - 50) * 1000, float(second))
+    assert speed.rate == pytest.approx(1000.0)
+
+
+def test_the_window_is_covered_by_few_observations_too() -> None:
+    speed = Speed()
+    speed.observe(0, 0.0)
+    speed.observe(100, 10 * WINDOW)
+    speed.observe(200, 20 * WINDOW)
+    assert speed.rate == pytest.approx(10 / WINDOW)
+
+
+def test_what_does_not_move_has_no_end() -> None:
+    speed = Speed()
+    speed.observe(5, 0.0)
+    speed.observe(5, 1.0)
+    assert speed.rate == 0.0
+    assert speed.eta(10) is None
+
+
+def test_a_count_that_begins_anew_is_measured_anew() -> None:
+    speed = Speed()
+    speed.observe(1000, 0.0)
+    speed.observe(2000, 1.0)
+    speed.observe(10, 2.0)
+    assert speed.rate is None
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "text"),
+    [(0, 10, "0%"), (999, 1000, "99%"), (1000, 1000, "100%"), (0, 0, "100%"), (5, None, "")],
+)
+def test_a_percentage_is_100_only_at_the_end(done: int, total: int | None, text: str) -> None:
+    assert percentage(done, total) == text
+
+
+def test_a_short_file_gets_no_line_and_a_long_one_few_pictures() -> None:
+    report = TerminalReport()
+    assert report.interval(0.0) == BEFORE_A_LINE
+    assert report.interval(100.0) == pytest.approx(0.2)
+
+
+def on_terminal(tdx: Tdx, *arguments: object, **env: str) -> tuple[bytes, bytes]:
+    """Standard output, and what a terminal on standard error got."""
+    ours, theirs = pty.openpty()
+    process = tdx.start(*arguments, env=env, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    try:
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how a terminal says that nobody is left
+                break
+            if not part:
+                break
+            seen += part
+    finally:
+        os.close(ours)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    return output, seen
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "big"
+    path.write_bytes(os.urandom(12 * MIB))
+    return path
+
+
+def test_a_terminal_shows_how_far_how_fast_how_long_and_why(
+    tdx: Tdx, receiver: RunningReceiver, source: Path
+) -> None:
+    output, seen = on_terminal(tdx, "push", source, receiver.address, "--limit-rate", "8M")
+    assert re.search(rb"\d%", seen)
+    assert re.search(rb"MiB of 12\.0 MiB", seen)
+    assert re.search(rb"[0-9.]+ [MK]iB/s", seen)
+    assert re.search(rb" s left", seen)
+    assert COLOUR.search(seen)
+    assert output.startswith(b"big -> big at ")
+
+
+def test_no_color_means_no_colour(tdx: Tdx, receiver: RunningReceiver, source: Path) -> None:
+    _, seen = on_terminal(tdx, "push", source, receiver.address, "--limit-rate", "8M", NO_COLOR="1")
+    assert re.search(rb"\d%", seen)
+    assert COLOUR.search(seen) is None
+
+
+def test_quiet_shows_nothing_on_a_terminal_either(tdx: Tdx, receiver: RunningReceiver, source: Path) -> None:
+    assert on_terminal(tdx, "push", "-q", source, receiver.address, "--limit-rate", "8M") == (b"", b"")
+
+
+def test_without_a_terminal_nothing_is_drawn_and_rich_is_not_imported(
+    tdx: Tdx, receiver: RunningReceiver, source: Path
+) -> None:
+    done = tdx("push", source, receiver.address, "--limit-rate", "8M", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert all(line.startswith("import time:") for line in done.stderr.splitlines())
+    assert "tdx.control.sender" in imported
+    assert not {"rich", "uvloop", "prometheus_client", "sqlite3"} & imported

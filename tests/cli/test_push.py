@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.commands import PATIENCE, RunningReceiver, Tdx, events_of, parsed
+from tdx.integrity import MIB
+
+RESULT_KEYS = ["event", "name", "size", "sent_bytes", "resumed_bytes", "seconds", "root", "path", "error"]
+AS_ROOT = os.getuid() == 0
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "f.bin"
+    path.write_bytes(os.urandom(1024))
+    return path
+
+
+@contextmanager
+def listening(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A listener that does what ``talk`` does with each connection, and is no tdx receiver."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    return
+                accepted.append(sock)
+                talk(sock)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for sock in accepted:
+                sock.close()
+
+
+def stay_silent(sock: socket.socket) -> None:
+    """Take the connection and never answer."""
+
+
+# --- what arrives ---------------------------------------------------------------
+
+
+def test_a_file_arrives_and_a_line_says_so(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    done = tdx("push", file, receiver.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"f.bin -> f.bin at {receiver.address}  1.0 KiB in ")
+    assert done.stdout.count("\n") == 1
+    assert (receiver.folder / "f.bin").read_bytes() == file.read_bytes()
+
+
+def test_quiet_says_nothing(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    done = tdx("push", "-q", file, receiver.address)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert receiver.visible() == ["f.bin"]
+
+
+def test_the_last_json_line_is_the_result(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    first = tdx("push", file, receiver.address, "--json", "--resume")
+    started, *_, result = parsed(first.stdout)
+    assert started == {"event": "started", "name": "f.bin", "size": 1024, "peer": receiver.address}
+    assert list(result) == RESULT_KEYS
+    assert (result["event"], result["size"], result["path"], result["error"]) == ("done", 1024, "f.bin", None)
+    assert (result["sent_bytes"], result["resumed_bytes"]) == (1024, 0)
+    assert tdx("verify", receiver.folder / "f.bin", result["root"]).returncode == 0
+    again = parsed(tdx("push", file, receiver.address, "--json").stdout)[-1]
+    assert (again["event"], again["root"], again["path"]) == ("identical", result["root"], "f.bin")
+
+
+def test_standard_input_arrives_under_its_name(tdx: Tdx, receiver: RunningReceiver) -> None:
+    done = tdx("push", "-", receiver.address, "--name", "piped.txt", "--json", input="from a pipe")
+    assert done.returncode == 0
+    assert parsed(done.stdout)[-1]["size"] == 11
+    assert (receiver.folder / "piped.txt").read_text() == "from a pipe"
+
+
+def test_long_standard_input_arrives(tdx: Tdx, receiver: RunningReceiver, tmp_path: Path) -> None:
+    content = os.urandom(17 * MIB)
+    (tmp_path / "long").write_bytes(content)
+    with (tmp_path / "long").open("rb") as stream:
+        done = tdx("push", "-", receiver.address, "--name", "long", "-q", stdin=stream)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (receiver.folder / "long").read_bytes() == content
+
+
+def test_a_folder_arrives_with_what_it_holds(tdx: Tdx, receiver: RunningReceiver, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    (top / "sub").mkdir(parents=True)
+    (top / "a").write_text("a")
+    (top / "sub" / "b").write_text("b")
+    (top / "link").symlink_to("a")
+    done = tdx("push", "-r", top, receiver.address, "--json")
+    assert done.returncode == 0
+    assert done.stderr == f"tdx: {top}/link is a symbolic link; left out\n"
+    assert receiver.visible() == ["tree/a", "tree/sub/b"]
+    summary = parsed(done.stdout)[-1]
+    assert (summary["event"], summary["files"], summary["done"], summary["exit_code"]) == ("summary", 2, 2, 0)
+
+
+@pytest.mark.parametrize("name", ["ä ö 100% 🎉.txt", "-dash", "%2F", "x" * 255])
+def test_unusual_names_arrive(name: str, tdx: Tdx, receiver: RunningReceiver, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"content")
+    assert tdx("push", "--", tmp_path / name, receiver.address).returncode == 0
+    assert receiver.visible() == [name]
+
+
+def test_a_trailing_colon_is_accepted(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    assert tdx("push", file, receiver.address + ":").returncode == 0
+
+
+# --- conflicts --------------------------------------------------------------------
+
+
+def other_content(receiver: RunningReceiver) -> None:
+    (receiver.folder / "f.bin").write_bytes(b"another")
+
+
+def test_a_taken_name_with_error_is_73(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    other_content(receiver)
+    done = tdx("push", file, receiver.address, "--conflict", "error", "--json")
+    assert done.returncode == 73
+    assert parsed(done.stdout)[-1]["error"]["code"] == "exists"
+    assert (receiver.folder / "f.bin").read_bytes() == b"another"
+
+
+def test_a_taken_name_with_skip_is_0_and_said(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    other_content(receiver)
+    done = tdx("push", file, receiver.address, "--conflict", "skip", "--json")
+    assert (done.returncode, parsed(done.stdout)[-1]["event"]) == (0, "skipped")
+    assert (receiver.folder / "f.bin").read_bytes() == b"another"
+
+
+def test_a_taken_name_is_numbered_unless_told_otherwise(
+    tdx: Tdx, receiver: RunningReceiver, file: Path
+) -> None:
+    other_content(receiver)
+    assert parsed(tdx("push", file, receiver.address, "--json").stdout)[-1]["path"] == "f (1).bin"
+    assert tdx("push", file, receiver.address, "--conflict", "overwrite").returncode == 0
+    assert (receiver.folder / "f.bin").read_bytes() == file.read_bytes()
+
+
+# --- exit codes -------------------------------------------------------------------
+
+
+def failed(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+    """The exit code and the stable code of the error, having checked the form of both reports."""
+    assert done.stderr.startswith("tdx: ")
+    assert done.stderr.count("\n") == 1
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert list(event) == RESULT_KEYS
+    assert (event["event"], event["root"], event["path"]) == ("failed", None, None)
+    assert event["error"]["exit_code"] == done.returncode
+    assert event["error"]["message"] in done.stderr
+    return done.returncode, event["error"]["code"]
+
+
+def test_a_folder_without_r_is_64(tdx: Tdx, tmp_path: Path) -> None:
+    done = tdx("push", tmp_path, "127.0.0.1:1", "--json")
+    assert failed(done) == (64, "usage")
+    assert "is a directory" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["missing", "f.bin/below", "x" * 300], ids=["missing", "below", "too long"])
+def test_a_file_that_cannot_be_read_is_66(path: str, tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    assert failed(tdx("push", file.parent / path, receiver.address, "--json")) == (66, "source")
+
+
+def test_a_file_without_permission_is_66(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    if AS_ROOT:
+        pytest.skip("root may read everything")
+    file.chmod(0)
+    assert failed(tdx("push", file, receiver.address, "--json")) == (66, "source")
+
+
+def test_a_name_that_does_not_resolve_is_68(tdx: Tdx, file: Path) -> None:
+    assert failed(tdx("push", file, "no..such..peer", "--json")) == (68, "unknown-peer")
+
+
+def test_a_port_that_refuses_is_69(tdx: Tdx, file: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets it, and it refuses
+        done = tdx("push", file, f"127.0.0.1:{closed.getsockname()[1]}", "--json")
+    assert failed(done) == (69, "unreachable")
+
+
+@pytest.mark.parametrize("name", ["../f", "/f", "a//b", ".tdx", "é" * 128, "a\tb", ""])
+def test_a_name_that_no_receiver_stores_is_73(
+    name: str, tdx: Tdx, receiver: RunningReceiver, file: Path
+) -> None:
+    assert failed(tdx("push", file, receiver.address, "--json", "--name", name)) == (73, "bad-name")
+    assert receiver.visible() == []
+
+
+def test_a_peer_that_falls_silent_is_75(tdx: Tdx, file: Path) -> None:
+    with listening(stay_silent) as address:
+        flags = ("--stall-timeout", "200ms", "--retries", "1", "--json")
+        assert failed(tdx("push", file, address, *flags)) == (75, "stalled")
+
+
+def test_a_peer_that_hangs_up_is_75(tdx: Tdx, file: Path) -> None:
+    with listening(socket.socket.close) as address:
+        done = tdx("push", file, address, "--retries", "0", "--json")
+    assert failed(done) == (75, "connection-lost")
+
+
+def test_a_peer_that_does_not_speak_it_is_76(tdx: Tdx, file: Path) -> None:
+    def talk(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+
+    with listening(talk) as address:
+        assert failed(tdx("push", file, address, "--json")) == (76, "protocol")
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="needs to become another user")
+def test_a_receiver_of_another_user_is_77_and_gets_nothing(tdx: Tdx, file: Path) -> None:
+    script = (
+        "import os, socket, sys; os.setuid(65534); s = socket.create_server(('127.0.0.1', 0));"
+        "print(s.getsockname()[1], flush=True); c, _ = s.accept(); sys.exit(len(c.recv(100)))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        done = tdx("push", file, f"127.0.0.1:{other.stdout.readline().strip()}", "--json")
+        assert other.wait(PATIENCE) == 0, "something was sent"
+    assert failed(done) == (77, "forbidden")
+
+
+def test_a_run_that_takes_too_long_is_75(tdx: Tdx, receiver: RunningReceiver) -> None:
+    reader, writer = os.pipe()
+    try:
+        flags = ("--name", "endless", "--timeout", "300ms", "--json")
+        done = tdx("push", "-", receiver.address, *flags, stdin=reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert failed(done) == (75, "timeout")
+
+
+def test_events_that_nobody_reads_end_it_quietly(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    pipe = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    pipe.wait()
+    assert pipe.stdin is not None
+    done = tdx("push", file, receiver.address, "--json", stdout=pipe.stdin)
+    pipe.stdin.close()
+    assert (done.returncode, done.stderr) == (74, "")
+
+
+# --- several paths ----------------------------------------------------------------
+
+
+def test_of_several_paths_all_are_tried_and_the_worst_code_counts(
+    tdx: Tdx, receiver: RunningReceiver, file: Path
+) -> None:
+    missing = file.parent / "missing"
+    done = tdx("push", missing, file, file.parent, receiver.address, "--json")
+    assert done.returncode == 66
+    results = [event for event in parsed(done.stdout) if list(event) == RESULT_KEYS]
+    assert [event["event"] for event in results] == ["failed", "done", "failed"]
+    codes = [event["error"]["exit_code"] for event in results if event["error"]]
+    assert codes == [66, 64]
+    summary = parsed(done.stdout)[-1]
+    assert summary["event"] == "summary"
+    assert (summary["files"], summary["done"], summary["failed"], summary["exit_code"]) == (3, 1, 2, 66)
+    assert done.stderr.splitlines() == [
+        f"tdx: missing: {missing}: cannot be read: No such file or directory",
+        f"tdx: {file.parent.name}: {file.parent}: is a directory; push it with -r",
+    ]
+
+
+def test_a_peer_that_is_not_there_is_asked_for_once(tdx: Tdx, file: Path) -> None:
+    done = tdx("push", file, file, file, "no..such..peer", "--json")
+    assert done.returncode == 68
+    assert parsed(done.stdout)[-1]["failed"] == 3
+
+
+# --- stopping ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_push_is_75_and_keeps_its_partial_for_a_resume(
+    number: int, tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(os.urandom(20 * MIB))
+    arguments = ("push", source, receiver.address, "--json")
+    process = tdx.start(*arguments, "--limit-rate", "10M", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        events = events_of(process)
+        next(event for event in events if event["event"] == "progress" and event["sent_bytes"] > 9 * MIB)
+        process.send_signal(number)
+        *_, last = events
+        said = process.stderr.read().decode()
+        assert process.wait(PATIENCE) == 75
+    assert (last["event"], last["error"]["code"]) == ("failed", "interrupted")
+    assert said.startswith(f"tdx: stopped by {signal.Signals(number).name}; ")
+    assert receiver.visible() == []
+    assert len(receiver.partials()) == 1
+    result = parsed(tdx(*arguments, "--resume").stdout)[-1]
+    assert result["event"] == "done"
+    assert result["resumed_bytes"] >= 4 * MIB
+    assert result["resumed_bytes"] + result["sent_bytes"] == 20 * MIB
+    assert (receiver.folder / "big").read_bytes() == source.read_bytes()
+    assert receiver.partials() == []
+
+
+STUCK = """
+import sys, threading
+from tdx_cli import pushing
+from tdx_cli.main import run
+
+class StuckSender(pushing.Sender):
+    async def __aexit__(self, *raised):
+        threading.Event().wait()  # as for a disk that does not answer
+
+pushing.Sender = StuckSender
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_second_signal_ends_at_once_what_the_first_could_not(tdx: Tdx, file: Path) -> None:
+    with listening(stay_silent) as address:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STUCK, "push", str(file), address, "--json"],
+            env=tdx.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with process.stdout, process.stderr:
+            events = events_of(process)
+            assert next(events)["event"] == "started"
+            process.send_signal(signal.SIGINT)
+            assert next(event for event in events if event["event"] != "progress")["event"] == "failed"
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 75

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tdx.control.progress import Tally
+from tdx.errors import Exists
+from tdx_cli.plan import Item
+from tdx_cli.report import Ending, Failure, JsonReport, Report, Several, TextReport, json_interval
+
+ROOT = "xxh3-128:4194304:" + "0" * 32
+DONE = Ending("done", "a", 3 << 30, 2 << 30, 1 << 30, 2.0, ROOT, "a (1)")
+FAILED = Ending("failed", "b", None, 5, 0, 0.1, error=Failure.of(Exists("b: it is there")))
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_result_line_has_these_keys_in_this_order(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonReport("peer:1").ended(DONE)
+    (line,) = lines(capsys)
+    assert line == (
+        '{"event":"done","name":"a","size":3221225472,"sent_bytes":2147483648,"resumed_bytes":1073741824,'
+        f'"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null}}'
+    )
+
+
+def test_a_failure_says_why_in_its_error(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonReport("peer:1").ended(FAILED)
+    (line,) = lines(capsys)
+    assert line == (
+        '{"event":"failed","name":"b","size":null,"sent_bytes":5,"resumed_bytes":0,"seconds":0.1,'
+        '"root":null,"path":null,"error":{"code":"exists","message":"b: it is there","exit_code":73}}'
+    )
+
+
+def test_the_summary_counts_and_carries_the_worst_code(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonReport("peer:1").summary([DONE, FAILED, DONE], 4.0)
+    (line,) = lines(capsys)
+    assert json.loads(line) == {
+        "event": "summary",
+        "files": 3,
+        "done": 2,
+        "identical": 0,
+        "skipped": 0,
+        "failed": 1,
+        "sent_bytes": (4 << 30) + 5,
+        "resumed_bytes": 2 << 30,
+        "seconds": 4.0,
+        "exit_code": 73,
+    }
+
+
+def test_progress_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally(total=100, phase="sending", sent=10, resumed=50, checked=0, retries=2)
+    JsonReport("peer:1").progress(Item("a", "a"), tally, 0.25, "network")
+    (line,) = lines(capsys)
+    assert json.loads(line) == {
+        "event": "progress",
+        "name": "a",
+        "size": 100,
+        "phase": "sending",
+        "sent_bytes": 10,
+        "resumed_bytes": 50,
+        "checked_bytes": 0,
+        "retries": 2,
+        "seconds": 0.25,
+        "bottleneck": "network",
+    }
+
+
+def test_progress_comes_seldom_where_it_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
+    report, tally = JsonReport("peer:1"), Tally()
+    for elapsed in (100.0, 100.5, 101.9, 102.1, 102.2):
+        report.progress(Item("a", "a"), tally, elapsed, None)
+    assert [json.loads(line)["seconds"] for line in lines(capsys)] == [100.0, 102.1]
+
+
+def test_a_new_file_begins_with_fresh_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    report, item = JsonReport("peer:1"), Item("/no/such", "a")
+    report.progress(item, Tally(), 1000.0, None)
+    report.started(item)
+    report.progress(item, Tally(), 0.1, None)
+    events = [json.loads(line) for line in lines(capsys)]
+    assert [event["event"] for event in events] == ["progress", "started", "progress"]
+    assert events[1] == {"event": "started", "name": "a", "size": None, "peer": "peer:1"}
+
+
+@pytest.mark.parametrize(("elapsed", "seconds"), [(0.0, 0.1), (5.0, 0.1), (60.0, 1.2), (1e6, 10.0)])
+def test_the_interval_of_progress_grows_with_the_time(elapsed: float, seconds: float) -> None:
+    assert json_interval(elapsed) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("ending", "line"),
+    [
+        (DONE, "a -> a (1) at peer:1  3.0 GiB in 2.0 s (1.0 GiB/s), 1.0 GiB resumed"),
+        (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a"), "a -> a at peer:1  10 B in 0.5 s (20 B/s)"),
+        (Ending("identical", "a", 10, 0, 0, 0.5, ROOT, "a"), "a: already at peer:1 as a, identical"),
+        (Ending("skipped", "a\n", 10, 0, 0, 0.5, None, "a\n"), "a�: left out, peer:1 already has a�"),
+    ],
+)
+def test_people_get_one_line_a_file(ending: Ending, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    TextReport("peer:1").ended(ending)
+    assert lines(capsys) == [line]
+
+
+def test_a_failure_is_left_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    TextReport("peer:1").ended(FAILED)
+    assert lines(capsys) == []
+
+
+def test_people_get_a_sum(capsys: pytest.CaptureFixture[str]) -> None:
+    TextReport("peer:1").summary([DONE, FAILED, DONE], 4.0)
+    assert lines(capsys) == ["3 files: 2 done, 1 failed; 4.0 GiB sent in 4.0 s"]
+
+
+def test_several_reports_are_told_in_order_and_as_often_as_the_most_eager_wants() -> None:
+    told: list[str] = []
+
+    class Telling(Report):
+        def __init__(self, name: str, seconds: float | None) -> None:
+            self._name, self._seconds = name, seconds
+
+        def interval(self, elapsed: float) -> float | None:
+            return self._seconds
+
+        def ended(self, ending: Ending) -> None:
+            told.append(self._name)
+
+    several = Several([Telling("bar", 0.2), Telling("lines", None), Telling("events", 3.0)])
+    several.ended(DONE)
+    assert told == ["bar", "lines", "events"]
+    assert several.interval(1.0) == 0.2
+    assert Several([Report()]).interval(1.0) is None

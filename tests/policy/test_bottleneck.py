@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdx.model import Stages
+from tdx.policy.bottleneck import ENOUGH, name_bottleneck
+
+SECONDS = st.floats(0, 1e6)
+STAGES = st.builds(Stages, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS)
+NAMES = {"sender disk", "receiver disk", "network", "CPU"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name"),
+    [
+        (Stages(read=8, hash=1, send=1), Stages(receive=9, hash=1, write=2), "sender disk"),
+        (Stages(read=1, hash=8, send=1), Stages(receive=9, hash=1, write=2), "CPU"),
+        (Stages(read=1, hash=1, send=8), Stages(receive=9, hash=1, write=2), "network"),
+        (Stages(read=1, hash=1, send=8), Stages(receive=1, hash=1, write=8), "receiver disk"),
+        (Stages(read=1, hash=1, send=8), Stages(receive=4, hash=1, write=3, sync=3), "receiver disk"),
+        (Stages(read=1, hash=1, send=8), Stages(receive=1, hash=8, write=2), "CPU"),
+    ],
+    ids=[
+        "source",
+        "hashing here",
+        "link",
+        "disk there",
+        "syncs there",
+        "hashing there",
+    ],
+)
+def test_the_stage_that_does_not_wait_is_the_bottleneck(ours: Stages, theirs: Stages, name: str) -> None:
+    assert name_bottleneck(ours, theirs) == name
+
+
+def test_a_slow_sender_is_named_before_the_receiver_has_said_anything() -> None:
+    assert name_bottleneck(Stages(read=5, send=1), Stages()) == "sender disk"
+
+
+def test_what_a_waiting_sender_waits_for_is_unknown_until_the_receiver_says() -> None:
+    assert name_bottleneck(Stages(read=1, send=5), Stages()) is None
+
+
+def test_nothing_is_named_from_a_few_milliseconds() -> None:
+    assert name_bottleneck(Stages(read=ENOUGH / 3), Stages(write=ENOUGH / 3)) is None
+
+
+@pytest.mark.parametrize(("rate", "limited"), [(100.0, True), (95.0, True), (50.0, False)])
+def test_a_rate_at_its_limit_is_limited_by_it(rate: float, limited: bool) -> None:
+    name = name_bottleneck(Stages(read=1, send=8), Stages(receive=9), rate=rate, limit=100.0)
+    assert name == ("rate limit" if limited else "network")
+
+
+def test_no_limit_limits_nothing() -> None:
+    assert name_bottleneck(Stages(send=8), Stages(receive=9), rate=1e12, limit=None) == "network"
+
+
+@given(STAGES, STAGES, st.integers(2, 1000))
+def test_the_name_depends_on_proportions_only(ours: Stages, theirs: Stages, factor: int) -> None:
+    name = name_bottleneck(ours, theirs)
+    assert name is None or name in NAMES
+    if name is not None:
+        longer = [Stages(**{k: v * factor for k, v in each.as_dict().items()}) for each in (ours, theirs)]
+        assert name_bottleneck(*longer) == name
