@@ -18,6 +18,7 @@ from tdx.data.port import Cancel, EarlyAnswer
 from tdx.errors import (
     ConnectionLost,
     DigestMismatch,
+    ExtentsDiffer,
     Interrupted,
     NotFound,
     ProtocolError,
@@ -170,12 +171,15 @@ class Client:
 
     async def persist(self, work: Callable[[], Awaitable[T]], tally: Tally) -> T:
         """Repeat an idempotent exchange until it succeeds or the policy gives up; bytes
-        that arrived corrupt are sent again at once, a bounded number of times."""
+        that arrived corrupt are sent again at once, a bounded number of times. ExtentsDiffer
+        is an answer: what it asks for is the caller's to send."""
         retrier = self.retrier()
         repairs = 0
         while True:
             try:
                 return await work()
+            except ExtentsDiffer:
+                raise
             except DigestMismatch as error:
                 if repairs == MAX_REPAIR_ROUNDS:
                     raise VerificationFailed(f"{error.message}, also after {repairs} repairs") from error
