@@ -60,6 +60,7 @@ class LocalStore:
         """
         self._system = system = system or System()
         self._reserve = reserve
+        self._exclusive = exclusive
         self._clock = clock
         self._lock = threading.Lock()
         self._running: dict[UploadId, LocalUpload] = {}
@@ -155,8 +156,12 @@ class LocalStore:
                 del self._promised[upload]
 
     def _free(self) -> int:
-        disk = self._system.fstatvfs(self._tree.fd)
-        running = sum(upload.still_needed() for upload in self._running.values())
+        """Under the lock."""
+        try:
+            disk = self._system.fstatvfs(self._tree.fd)
+            running = sum(upload.still_needed() for upload in self._running.values())
+        except OSError as error:
+            raise failure("free space cannot be told", error) from error
         return disk.f_bavail * disk.f_frsize - self._reserve - running - sum(self._promised.values())
 
     def _preallocate(self, fd: int, spec: UploadSpec) -> None:
@@ -258,11 +263,22 @@ class LocalStore:
         receipts: list[Receipt] = []
         for upload in self._upload_ids():
             # One that is in use, or cannot be recovered now, stays for the next start.
-            with contextlib.suppress(TdxError), self._claimed(upload) as folder:
-                receipt = self._destination.recover(folder)
+            with contextlib.suppress(TdxError):
+                receipt = self._recover(upload)
                 if receipt is not None:
                     receipts.append(receipt)
         return receipts
+
+    def _recover(self, upload: UploadId) -> Receipt | None:
+        try:
+            with self._claimed(upload) as folder:
+                return self._destination.recover(folder)
+        except NotFound:
+            # Killed while it was made or removed. Where others may make uploads, it may be one in the making.
+            if self._exclusive:
+                with contextlib.suppress(OSError):
+                    remove(self._system, self._uploads, upload)
+            return None
 
     def expire(self, now: float, older_than: float | None = None) -> list[Partial]:
         removed: list[Partial] = []

@@ -180,7 +180,12 @@ class Tree:
             if isinstance(error, FileNotFoundError) or error.errno in _BLOCKED | {errno.ENXIO}:
                 return None
             raise failure(f"{name}: cannot be opened", error) from error
-        if stat.S_ISREG(self._system.fstat(file).st_mode):
+        try:
+            regular = stat.S_ISREG(self._system.fstat(file).st_mode)
+        except OSError as error:
+            self._system.close(file)
+            raise failure(f"{name}: cannot be opened", error) from error
+        if regular:
             return file
         self._system.close(file)
         return None

@@ -216,7 +216,8 @@ class Destination:
         """What a crash left of a claimed upload. Its receipt, if its file had already got its
         final name. Otherwise the upload stays as it is, unless nothing of it is left."""
         if self._receipts.get(folder.upload) is not None:
-            folder.remove()
+            with contextlib.suppress(OSError):
+                folder.remove()
             return None
         intent = _intent_in(folder)
         if intent is not None and self._carried_out(intent):
