@@ -1,0 +1,118 @@
+"""Receipts: safe between threads, receivers and processes, and apart for each folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tdx.errors import ConfigError, StorageError
+from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+from tdx.store.receipts import Receipts
+
+ME = Owner("local:1000")
+
+
+def receipt(number: int, key: str | None = "k", at: float = 1000.0) -> Receipt:
+    name = FileName(f"datei {number} ü🎉.txt")
+    return Receipt(
+        UploadId(f"{number:032x}"), ME, key, name, f"a/{name}", 2**40, "root", True, Outcome.PUBLISHED, at
+    )
+
+
+def test_a_receipt_comes_back_as_it_was(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path / "deep" / "state", "store")
+    receipts.put(receipt(1), lifetime=10)
+    receipts.close()
+    receipts = Receipts(tmp_path / "deep" / "state", "store")
+    assert receipts.get(UploadId(f"{1:032x}")) == receipt(1)
+    assert (tmp_path / "deep" / "state").stat().st_mode & 0o777 == 0o700
+    receipts.close()
+
+
+def test_the_first_receipt_of_an_upload_stays(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "store")
+    receipts.put(receipt(1), lifetime=10)
+    receipts.put(receipt(1, at=2000.0), lifetime=10)
+    assert receipts.get(UploadId(f"{1:032x}")) == receipt(1)
+    receipts.close()
+
+
+def test_folders_do_not_see_each_others_receipts(tmp_path: Path) -> None:
+    one, two = Receipts(tmp_path, "one"), Receipts(tmp_path, "two")
+    one.put(receipt(1), lifetime=10)
+    assert two.get(receipt(1).upload) is None
+    assert two.by_key(ME, "k") is None
+    two.expire(1e12)
+    assert one.by_key(ME, "k") == receipt(1)
+    one.expire(1e12)
+    assert one.by_key(ME, "k") is None
+    one.close()
+    two.close()
+
+
+def test_a_receipt_without_a_key_is_found_by_no_key(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "store")
+    receipts.put(receipt(1, key=None), lifetime=10)
+    assert receipts.by_key(ME, "None") is None
+    assert receipts.by_key(ME, "") is None
+    receipts.close()
+
+
+def test_several_receivers_of_several_threads_lose_no_receipt(tmp_path: Path) -> None:
+    receivers = [Receipts(tmp_path, "store") for _ in range(3)]
+    failures: list[BaseException] = []
+
+    def work(receipts: Receipts, first: int) -> None:
+        try:
+            for number in range(first, first + 15):
+                receipts.put(receipt(number, key=str(number)), lifetime=10)
+                assert receipts.by_key(ME, str(number)) == receipt(number, key=str(number))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(receipts, 1000 * number + 100 * again))
+        for number, receipts in enumerate(receivers)
+        for again in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for receipts in receivers:
+        assert receipts.get(UploadId(f"{2114:032x}")) is not None
+        receipts.close()
+
+
+def test_receivers_that_start_at_the_same_moment_share_a_new_database(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from tdx.store.receipts import Receipts\n"
+        "receipts = Receipts(pathlib.Path(sys.argv[1]), 'store'); receipts.expire(0); receipts.close()"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "state")],
+            env={"PYTHONPATH": ":".join(sys.path)},
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    assert [(each.communicate()[1], each.returncode) for each in running] == [(b"", 0)] * 4
+
+
+def test_a_database_that_fails_is_a_storage_error(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "store")
+    receipts.close()
+    with pytest.raises(StorageError):
+        receipts.put(receipt(1), lifetime=10)
+
+
+def test_what_is_no_database_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "receipts.sqlite3").write_bytes(b"this is not SQLite" * 100)
+    with pytest.raises(ConfigError):
+        Receipts(tmp_path, "store")
