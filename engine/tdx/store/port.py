@@ -126,7 +126,9 @@ class Upload(Protocol):
 
     def mark(self) -> None:
         """Make every recorded byte durable and say so in the journal. A failed sync is
-        final: the extents since the last mark are invalidated, StorageError is raised."""
+        final: the extents since the last mark are invalidated, StorageError is raised, and
+        so does every later call but :meth:`discard` and :meth:`close`; opened anew, the
+        upload goes on from what is left."""
         ...
 
     def publish(self, *, root: str, verified: bool) -> Receipt:
