@@ -65,7 +65,7 @@ def test_old_digests_are_removed_and_new_ones_kept(tdx: Tdx, tmp_path: Path) -> 
     folder.mkdir(parents=True)
     for name, age in (("old", 40 * 86400), ("new", 20 * 86400)):
         (folder / f"{name}.digests").write_text("")
-        os.utime(folder / f"{name}.digests", (time.time() - age,) * 2)
+        os.utime(folder / f"{name}.digests", (time.time() - age, time.time() - age))
     done = tdx("gc")
     assert (done.returncode, done.stdout) == (0, "0 uploads (0 B) and the digests of 1 sources removed\n")
     assert [path.name for path in folder.iterdir()] == ["new.digests"]

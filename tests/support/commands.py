@@ -8,9 +8,9 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 COMMAND = [sys.executable, "-P", "-m", "tdx_cli"]
 PATIENCE = 60.0
@@ -45,9 +45,22 @@ class Tdx:
             [*COMMAND, *map(str, arguments)], text=True, env=env, timeout=PATIENCE, check=False, **options
         )
 
-    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-        env = self.env | options.pop("env", {})
-        return subprocess.Popen([*COMMAND, *map(str, arguments)], env=env, **options)
+    def start(
+        self,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        stdout: int | None = None,
+        stderr: int | IO[bytes] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start it; ``env`` is added to the environment. Its pipes are not buffered, so that
+        what select says about them holds."""
+        return subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            env=self.env | dict(env or {}),
+            stdout=stdout,
+            stderr=stderr,
+            bufsize=0,
+        )
 
 
 class RunningReceiver:
