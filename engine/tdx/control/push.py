@@ -178,6 +178,9 @@ class FilePush:
         while True:
             self._tally.phase = "sending"
             await self._send_and_hash(upload, missing, [i for i in held if i not in self._digests])
+            if len(self._digests) < self._count:
+                # Found held after a lost connection, without this run having sent them.
+                await self._hash(range(self._count), Cancel())
             self._tally.phase = "committing"
             self._source.check_unchanged()
             self._machine.handle(PushEvent.SENT)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from tdx.control.session import Session
@@ -16,6 +16,8 @@ from tdx.metrics import Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.proto.receiver import UploadEvent
 from tdx.store.port import Partial, Store, Upload
+
+T = TypeVar("T")
 
 REMEMBERED_ENDS: Final = 4096
 IDLE_SECONDS: Final = 30.0
@@ -32,6 +34,7 @@ class Sessions:
         self._pump = pump
         self._open: dict[UploadId, Session] = {}
         self._superseded: OrderedDict[UploadId, Owner] = OrderedDict()
+        self._last_epochs: OrderedDict[UploadId, int] = OrderedDict()
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         """A lock lives as long as somebody holds it or waits for it."""
 
@@ -102,9 +105,7 @@ class Sessions:
                 return
             session.machine.handle(UploadEvent.SUPERSEDE)
             await session.cut_off_writers(Superseded("a newer run of the same push has replaced this upload"))
-            self._superseded[upload] = owner
-            if len(self._superseded) > REMEMBERED_ENDS:
-                self._superseded.popitem(last=False)
+            _remember(self._superseded, upload, owner)
             await self.discard(session, "superseded")
 
     async def get(self, upload: UploadId, owner: Owner) -> Session:
@@ -132,9 +133,15 @@ class Sessions:
                 return await self.get(partial.upload, owner)
         return None
 
-    async def receipt(self, upload: UploadId, owner: Owner) -> Receipt | None:
+    async def receipt(self, upload: UploadId, owner: Owner, epoch: int | None) -> Receipt | None:
+        """The receipt of an upload that has ended; Superseded for a run that a newer one had
+        taken it over from."""
         receipt = await self._workers.on_disk(self._store.receipt, upload)
-        return receipt if receipt is not None and receipt.owner == owner else None
+        if receipt is None or receipt.owner != owner:
+            return None
+        if epoch is not None and epoch < self._last_epochs.get(upload, epoch):
+            raise Superseded("a newer run of the same push has taken this upload over")
+        return receipt
 
     def _lock(self, key: Hashable) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -161,6 +168,7 @@ class Sessions:
         """The upload was published or settled; the store has closed it."""
         self._account(session, outcome)
         self._open.pop(session.id, None)
+        _remember(self._last_epochs, session.id, session.upload.epoch)
 
     async def discard(self, session: Session, result: str) -> None:
         """Remove an upload; ``result`` is its label in the metrics. One that has ended
@@ -197,3 +205,10 @@ class Sessions:
             async with session.gate:  # a commit that is running is let finish
                 if self._open.get(session.id) is session:
                     await self.release(session)
+
+
+def _remember(memory: OrderedDict[UploadId, T], upload: UploadId, fact: T) -> None:
+    """Note how an upload ended, and forget the oldest ones."""
+    memory[upload] = fact
+    if len(memory) > REMEMBERED_ENDS:
+        memory.popitem(last=False)

@@ -30,9 +30,13 @@ MAX_DIGESTS: Final = 1 << 20
 
 async def _session(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session:
     session = await receiver.sessions.get(upload, exchange.identity.owner)
-    epoch = exchange.headers("tdx-epoch")
-    session.check_epoch(None if epoch is None else fields.parse_integer(epoch))
+    session.check_epoch(_epoch(exchange))
     return session
+
+
+def _epoch(exchange: Exchange) -> int | None:
+    epoch = exchange.headers("tdx-epoch")
+    return None if epoch is None else fields.parse_integer(epoch)
 
 
 async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
@@ -146,13 +150,14 @@ async def _commit(
     *,
     check_identical: bool,
 ) -> Receipt:
-    receipt = await receiver.sessions.receipt(upload, exchange.identity.owner)
+    owner, epoch = exchange.identity.owner, _epoch(exchange)
+    receipt = await receiver.sessions.receipt(upload, owner, epoch)
     if receipt is not None:
         return receipt
     session = await _session(receiver, exchange, upload)
     async with session.gate:
         # Whoever held the gate before may have published, or opened a newer epoch.
-        receipt = await receiver.sessions.receipt(upload, exchange.identity.owner)
+        receipt = await receiver.sessions.receipt(upload, owner, epoch)
         if receipt is not None:
             return receipt
         session = await _session(receiver, exchange, upload)
@@ -167,7 +172,8 @@ async def _commit(
 
 async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
     """HEAD: offset and completeness (the draft); GET: the same as JSON, with the held ranges."""
-    receipt = await receiver.sessions.receipt(upload, exchange.identity.owner)
+    stated = _epoch(exchange)
+    receipt = await receiver.sessions.receipt(upload, exchange.identity.owner, stated)
     if receipt is not None:
         length: int | None = receipt.size
         offset, state, epoch, held = (
@@ -178,6 +184,8 @@ async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
         )
     else:
         session = await receiver.sessions.get(upload, exchange.identity.owner)
+        if stated is not None:
+            session.check_epoch(stated)
         if exchange.head.method == "HEAD" and session.upload.spec.source_id is None:
             with session.in_use():
                 await session.end_appends()
