@@ -20,6 +20,9 @@ from tdx.model import Span, Stages
 SMOOTH: Final = 0.1
 """Seconds between the pieces of a paced window, at most."""
 
+WINDOW: Final = BUFFER // 2
+"""Bytes read, hashed and sent in turn: small enough to be in the core's own cache all the while."""
+
 MIN_CALL: Final = 64 << 10
 """Bytes of a send on a link so slow that even they take longer than a TICK."""
 
@@ -40,7 +43,7 @@ class _Outlet:
         self._hooks = hooks
         self._cancel = cancel
         self._patience = Patience(stall_timeout)
-        self._most = BUFFER
+        self._most = WINDOW
 
     def send(self, size: int, emit: Emit) -> None:
         """Send a window of ``size`` bytes."""
@@ -84,7 +87,7 @@ class _Outlet:
         if took > TICK:
             self._most = max(MIN_CALL, self._most // 2)
         elif took < TICK / 8:
-            self._most = min(BUFFER, self._most * 2)
+            self._most = min(WINDOW, self._most * 2)
 
     def _raise_lost(self, error: OSError | None) -> NoReturn:
         """The socket turned readable, or a send failed with ``error``."""
@@ -110,8 +113,8 @@ class _FileSender:
         try:
             for extent in extents:
                 hasher = new_hasher()
-                for start in range(extent.start, extent.end, len(buffer)):
-                    view = buffer[: min(len(buffer), extent.end - start)]
+                for start in range(extent.start, extent.end, WINDOW):
+                    view = buffer[: min(WINDOW, extent.end - start)]
                     started = perf_counter()
                     self._read(view, start)
                     read = perf_counter()
@@ -233,7 +236,7 @@ def send_buffer(
     """Send bytes that are already in memory (standard input) and whose digest the caller knows;
     ``hooks.hashed`` is not called. Errors as for :class:`tdx.data.port.SendPump`."""
     outlet = _Outlet(sock, hooks, cancel, stall_timeout)
-    for start in range(0, len(view), BUFFER):
-        window = view[start : start + BUFFER]
+    for start in range(0, len(view), WINDOW):
+        window = view[start : start + WINDOW]
         outlet.send(len(window), _from_memory(sock, window))
     return Stages(send=outlet.seconds)
