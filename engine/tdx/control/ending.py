@@ -60,9 +60,16 @@ async def commit(
                 return receipt
             if upload.spec.conflict is Conflict.ERROR:
                 raise Exists(f"{upload.spec.name} exists and differs")
+            session.compared = True
         await _recheck(session)
         await _compare(session, digests)
-        return await _publish(session, root, verified=True)
+        async with session.publishing:
+            # Another run of the same push may have published since this one was opened.
+            if not session.compared and (
+                receipt := await _settle_identical(session, digests, root, verified=True)
+            ):
+                return receipt
+            return await _publish(session, root, verified=True)
 
 
 async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -> Receipt:
@@ -92,9 +99,10 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
                 session.metrics.digest_failures.add(1)
                 raise digests_differ(claim.algorithm, claim.digest)
         root, verified = str(Root.over(digests, length, size)), bool(claims)
-        if (receipt := await _settle_identical(session, digests, root, verified=verified)) is not None:
-            return receipt
-        return await _publish(session, root, verified=verified)
+        async with session.publishing:
+            if (receipt := await _settle_identical(session, digests, root, verified=verified)) is not None:
+                return receipt
+            return await _publish(session, root, verified=verified)
 
 
 @contextlib.contextmanager

@@ -271,12 +271,19 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     session, earlier = await receiver.sessions.open_for(
         spec, resume=wish is not None and fields.parse_boolean(wish)
     )
+    # An earlier run may have published while this one waited for its end.
+    existing = await receiver.workers.on_disk(receiver.store.existing, name)
+    same_size = existing is not None and existing.size == length
     if earlier is not None:
         receiver.metrics.resumes.add(1)
         receiver.metrics.resumed_bytes.add(session.upload.held.total())
     if not exchange.body_done:
         with session.in_use():
-            await session.receive_onward(exchange, 0)
+            try:
+                await session.receive_onward(exchange, 0)
+            except TooLarge:
+                await receiver.sessions.discard(session, "failed")
+                raise
             await receiver.workers.on_disk(session.upload.mark)
     document = {
         "id": session.id,

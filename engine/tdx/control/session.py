@@ -34,6 +34,9 @@ from tdx.store.port import Piece, Store, Upload
 ENDLESS: Final = 1 << 62
 """Where a body of unknown length is taken to end."""
 
+APPEND_ENDS_SECONDS: Final = 1.0
+"""How long an append that is to end may take to write what has arrived."""
+
 
 @dataclass(slots=True)
 class Writer:
@@ -59,12 +62,23 @@ class Session:
     """Holds the claim on one upload. Used by the loop's thread only."""
 
     def __init__(
-        self, upload: Upload, store: Store, workers: Workers, metrics: Metrics, pump: str | None
+        self,
+        upload: Upload,
+        store: Store,
+        workers: Workers,
+        metrics: Metrics,
+        pump: str | None,
+        publishing: asyncio.Lock,
     ) -> None:
         self.upload = upload
         self.machine = UploadMachine()
         self.gate = asyncio.Lock()
         """Held by whoever takes over, commits or cancels: one at a time."""
+        self.publishing = publishing
+        """Shared by every session of this name: between the look whether the file is there
+        already and its publication no other one may be published."""
+        self.compared = False
+        """The file that was there has been found to be another one."""
         self.last_used = self.started = asyncio.get_running_loop().time()
         """Seconds on the loop's clock; ``started`` is when the newest run opened the upload."""
         self.received = 0
@@ -110,6 +124,7 @@ class Session:
         """A new run has taken the upload over."""
         self.started = asyncio.get_running_loop().time()
         self.received = 0
+        self.compared = False
 
     def touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
@@ -260,10 +275,15 @@ class Session:
         come back on another connection."""
         reason = Interrupted("another request for this upload has ended this append")
         for writer in [writer for writer in self._writers.values() if writer.in_order]:
-            if writer.body is not None:
-                writer.body.interrupt(reason)
             writer.exchange.connection.stop_reading()
-            await writer.finished.wait()
+            try:
+                async with asyncio.timeout(APPEND_ENDS_SECONDS):
+                    await writer.finished.wait()
+            except TimeoutError:
+                # It goes on arriving, and the kernel goes on handing it out.
+                if writer.body is not None:
+                    writer.body.interrupt(reason)
+                await writer.finished.wait()
 
     async def cut_off_writers(self, reason: TdxError) -> None:
         """Stop every body of this upload and wait until none can write any more."""

@@ -150,7 +150,8 @@ class Sessions:
         return lock
 
     def _adopt(self, upload: Upload) -> Session:
-        session = Session(upload, self._store, self._workers, self._metrics, self._pump)
+        publishing = self._lock(("publishing", upload.spec.name))
+        session = Session(upload, self._store, self._workers, self._metrics, self._pump, publishing)
         self._open[upload.id] = session
         return session
 
