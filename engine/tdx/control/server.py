@@ -78,6 +78,7 @@ class Server:
         """Recover the store, then listen; the addresses listened on."""
         for receipt in await self._receiver.workers.on_disk(self._receiver.store.recover):
             log.info("finished publishing %s after an interruption", receipt.path)
+        await self._receiver.sessions.discard_orphans()
         for host, port in self._receiver.config.listen:
             self._listeners.extend(listen(host, port))
         self._acceptors = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from tdx.control.session import Session
 from tdx.control.workers import Workers
-from tdx.errors import Busy, NotFound, Superseded, TdxError
+from tdx.errors import Busy, NotFound, Superseded, TdxError, UploadBusy
 from tdx.metrics import Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.proto.receiver import UploadEvent
@@ -186,6 +186,15 @@ class Sessions:
         self._metrics.transfer_duration.observe(seconds)
         if result == Outcome.PUBLISHED and session.received and seconds > 0:
             self._metrics.transfer_throughput.observe(session.received / seconds)
+
+    async def discard_orphans(self) -> None:
+        """Remove what an earlier receiver left that nobody can go on with: whole files of tdx
+        senders, who send so small a file again. Called once, before anything is opened."""
+        for partial in await self._workers.on_disk(self._store.partials):
+            if partial.spec.key is not None and partial.spec.source_id is None:
+                with contextlib.suppress(NotFound, UploadBusy):
+                    upload = await self._workers.on_disk(self._store.open, partial.upload)
+                    await self._workers.on_disk(upload.discard)
 
     async def release(self, session: Session) -> None:
         """Give up the claim and keep the partial."""
