@@ -15,6 +15,7 @@ from tdx.errors import (
     OffsetMismatch,
     ProtocolError,
     RangeNotSatisfiable,
+    TooLarge,
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, DIGEST_SIZE
@@ -113,6 +114,9 @@ async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
             # The draft forbids an offset to decrease.
             await receiver.sessions.discard(session, "failed")
             raise NotFound("bytes of this upload were lost; start a new one") from None
+        except TooLarge:
+            await receiver.sessions.discard(session, "failed")
+            raise
         # An offset that is told must not decrease, whatever happens to the machine.
         await receiver.workers.on_disk(session.upload.mark)
         return Response(204, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0"), NO_STORE])

@@ -1,0 +1,203 @@
+"""A proxy on loopback that mistreats connections, the same way for the same seed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tdx.control.dial import Peer
+
+PIECE: Final = 65536
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one connection once ``after`` bytes have gone to the receiver.
+
+    ``cut`` closes both ends, ``reset`` both with a reset, ``half-close`` tells the
+    receiver that nothing more will come, ``stall`` forwards nothing more. ``flip`` inverts a
+    byte there, and from there on one in each ``every`` bytes. ``lose-answers`` drops
+    what the receiver says from there on and closes when it has said something.
+    """
+
+    kind: str
+    after: int
+    every: int | None = None
+
+
+Plan = Callable[[int], Fault | None]
+"""What happens to the connection of this number, counted from 0."""
+
+
+@dataclass
+class CuttingProxy:
+    """Forwards to ``port``. ``forwarded`` counts the bytes that reached the receiver."""
+
+    port: int
+    plan: Plan
+    accepted: int = 0
+    forwarded: int = 0
+    _sockets: list[socket.socket] = field(default_factory=list)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.peer = Peer("127.0.0.1", self._listener.getsockname()[1])
+        self._run(self._accept)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name="proxy")
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            fault = self.plan(self.accepted)
+            self.accepted += 1
+            try:
+                server = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                client.close()
+                continue
+            self._sockets += [client, server]
+            link = _Link(self, client, server, fault)
+            self._run(link.there)
+            self._run(link.back)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+
+class _Link:
+    """One connection through the proxy. Whichever direction ends last closes the sockets."""
+
+    def __init__(
+        self, proxy: CuttingProxy, client: socket.socket, server: socket.socket, fault: Fault | None
+    ) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        self._fault = fault
+        self._done = 0
+        self._lock = threading.Lock()
+        self._going = 2
+
+    def there(self) -> None:
+        """Client to receiver."""
+        with contextlib.suppress(OSError):
+            while data := self._client.recv(PIECE):
+                if not self._forward(data):
+                    break
+            else:
+                self._server.shutdown(socket.SHUT_WR)
+        self._ended()
+
+    def _forward(self, data: bytes) -> bool:
+        """Whether the connection goes on."""
+        fault = self._fault
+        if fault is not None and fault.kind == "flip":
+            data = self._flipped(data, fault)
+        elif fault is not None and fault.kind != "lose-answers" and self._done + len(data) >= fault.after:
+            self._send(data[: fault.after - self._done])
+            self._strike(fault.kind)
+            return False
+        self._send(data)
+        return True
+
+    def _send(self, data: bytes) -> None:
+        self._server.sendall(data)
+        self._done += len(data)
+        self._proxy.forwarded += len(data)
+
+    def _flipped(self, data: bytes, fault: Fault) -> bytes:
+        changed = bytearray(data)
+        at = fault.after
+        if fault.every is not None and self._done > at:
+            at += -(-(self._done - at) // fault.every) * fault.every
+        while at < self._done + len(data):
+            if at >= self._done:
+                changed[at - self._done] ^= 0xFF
+            if fault.every is None:
+                break
+            at += fault.every
+        return bytes(changed)
+
+    def _strike(self, kind: str) -> None:
+        if kind == "stall":
+            return
+        if kind == "half-close":
+            self._server.shutdown(socket.SHUT_WR)
+            return
+        for sock in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                if kind == "reset":
+                    # Reading ends without a word to the other side; the close that follows resets.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    sock.shutdown(socket.SHUT_RD)
+                else:
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def back(self) -> None:
+        """Receiver to client."""
+        with contextlib.suppress(OSError):
+            while data := self._server.recv(PIECE):
+                if self._loses_answers():
+                    self._strike("cut")
+                    break
+                self._client.sendall(data)
+            else:
+                self._client.shutdown(socket.SHUT_WR)
+        self._ended()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._going -= 1
+            if self._going:
+                return
+        self._client.close()
+        self._server.close()
+
+    def _loses_answers(self) -> bool:
+        fault = self._fault
+        return fault is not None and fault.kind == "lose-answers" and self._done >= fault.after
+
+
+def at_random(seed: int, connections: int, within: int, kinds: tuple[str, ...] = ("cut", "reset")) -> Plan:
+    """One fault on each of the first ``connections``, after at most ``within`` bytes; then none."""
+    chance = random.Random(seed)
+    faults = [Fault(chance.choice(kinds), chance.randrange(within)) for _ in range(connections)]
+    return lambda number: faults[number] if number < len(faults) else None
+
+
+def once(fault: Fault, connection: int = 0) -> Plan:
+    return lambda number: fault if number == connection else None
+
+
+def always(fault: Fault) -> Plan:
+    return lambda _: fault
+
+
+@contextlib.contextmanager
+def mistreating(port: int, plan: Plan) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(port, plan)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
