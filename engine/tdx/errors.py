@@ -25,7 +25,7 @@ class TdxError(Exception):
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 74
-    permanent: ClassVar[bool] = False
+    permanent: ClassVar[bool] = True
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)

@@ -89,7 +89,7 @@ def nothing(path: Path) -> None:
         (nothing, "No such file"),
         (dangling, "No such file"),
         (loop, "symbolic links"),
-        (folder, "is a directory; -r sends folders"),
+        (folder, "is a directory; only regular files can be read"),
         (fifo, "is a named pipe; only regular files"),
     ],
 )

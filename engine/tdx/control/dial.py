@@ -71,6 +71,8 @@ class Dialer:
         try:
             found = await loop.getaddrinfo(self.peer.host, self.peer.port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
+                raise Unreachable(f"cannot look up {self.peer.host} now: {error.strerror}") from None
             reason = error.strerror if isinstance(error, OSError) else "not a host name"
             raise UnknownPeer(f"no peer is called {self.peer.host}: {reason}") from None
         failures: list[str] = []

@@ -14,6 +14,7 @@ from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
+from tdx.errors import Interrupted
 from tdx.export.prometheus import serve_metrics
 from tdx.identity.local import LocalProvider
 from tdx.identity.port import Endpoint
@@ -54,15 +55,24 @@ async def serve(
     pump: str | None = None,
     stopping: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; ``ready`` is told the addresses once they are open, then
-    that of the metrics if there are any, ``stopping`` when no more are taken.
+    """Serve until SIGTERM or SIGINT, the second of which ends the process at once.
+
+    ``ready`` is told the addresses once they are open, then that of the metrics if there
+    are any, ``stopping`` when no more are taken.
 
     ConfigError where the folder or an address cannot be used.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        # Whatever is under way survives a kill: who asks twice need not wait for a slow disk.
+        if stop.is_set():
+            os._exit(Interrupted.exit_code)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
     scraped = None

@@ -22,7 +22,6 @@ from tdx.errors import (
     HeadTooLarge,
     ProtocolError,
     Stalled,
-    StorageError,
     TdxError,
 )
 from tdx.identity.port import Endpoint, Identity
@@ -205,7 +204,7 @@ class Server:
             return problem_response(error)
         except Exception:
             log.exception("%s %s failed", exchange.head.method, label_of(exchange.head.target))
-            return problem_response(StorageError("the receiver failed; its log says why"))
+            return problem_response(TdxError("the receiver failed; its log says why"))
 
     def _check_permitted(self, exchange: Exchange) -> None:
         """Who it is, and that no web page made them do it, before anything else."""

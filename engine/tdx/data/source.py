@@ -209,8 +209,7 @@ class Source:
 def _refuse_special(name: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in _KINDS if test(mode)), "is no regular file")
-        advice = "; -r sends folders" if stat.S_ISDIR(mode) else "; only regular files can be sent"
-        raise SourceError(f"{_shown(name)}: {kind}{advice}")
+        raise SourceError(f"{_shown(name)}: {kind}; only regular files can be read")
 
 
 def _reason(error: OSError | ValueError) -> str:
