@@ -6,6 +6,7 @@ import base64
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,13 @@ CONTENT = pattern(SIZE)
 
 
 def put_part(
-    receiver: RunningReceiver, start: int, end: int, content: bytes = CONTENT, **fields: object
+    receiver: RunningReceiver,
+    start: int,
+    end: int,
+    content: bytes = CONTENT,
+    fields: Mapping[str, object] | None = None,
 ) -> Answer:
-    given = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}", **fields}
+    given = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}", **(fields or {})}
     return receiver.request("PUT", "/files/disk.img", content[start:end], given)
 
 
@@ -120,14 +125,14 @@ def test_partials_of_other_lengths_stand_side_by_side(receiver: RunningReceiver)
 def test_repr_digest_of_the_whole_is_held_against_the_last_part(receiver: RunningReceiver) -> None:
     digest = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
     put_part(receiver, 0, EXTENT + 1)
-    answer = put_part(receiver, EXTENT + 1, SIZE, **{"Repr-Digest": f"sha-256=:{digest}:"})
+    answer = put_part(receiver, EXTENT + 1, SIZE, fields={"Repr-Digest": f"sha-256=:{digest}:"})
     assert (answer.status, answer.document["verified"]) == (201, True)
 
 
 def test_a_part_that_makes_a_wrong_whole_is_refused_and_all_is_dropped(receiver: RunningReceiver) -> None:
     digest = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
     put_part(receiver, 0, 1000)
-    answer = put_part(receiver, 1000, SIZE, **{"Repr-Digest": f"sha-256=:{digest}:"})
+    answer = put_part(receiver, 1000, SIZE, fields={"Repr-Digest": f"sha-256=:{digest}:"})
     assert (answer.status, answer.problem) == (400, "digest-mismatched-values")
     assert (receiver.visible(), receiver.staged()) == ({}, [])
 

@@ -41,9 +41,11 @@ def test_creating_says_all_that_a_sender_needs(receiver: RunningReceiver) -> Non
 
 
 def test_the_extent_size_is_pinned_to_the_length(receiver: RunningReceiver) -> None:
-    sizes = [
-        open_upload(receiver, f"f{length}", length).extent_size for length in (0, 1, 4 << 30, (4 << 30) + 1)
-    ]
+    def extent_size(length: int) -> int:
+        hole = {"Tdx-Holes": f"0-{length - 1}"} if length else {}
+        return open_upload(receiver, f"f{length}", length, hole).extent_size
+
+    sizes = [extent_size(length) for length in (0, 1, 4 << 30, (4 << 30) + 1)]
     assert sizes == [EXTENT, EXTENT, EXTENT, 2 * EXTENT]
     assert open_upload(receiver, "unknown", None).extent_size == UNKNOWN_EXTENT
 
