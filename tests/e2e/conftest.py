@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.processes import Processes, Receiver, reaped
 
 ROOMY = 2 << 30
@@ -37,4 +38,3 @@ def area(tmp_path: Path) -> Iterator[Path]:
 def receiver(processes: Processes, area: Path) -> Receiver:
     """A receiver that listens, with an empty folder."""
     return processes.receiver(area / "inbox", area / "receiver-state")
-

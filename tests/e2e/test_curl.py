@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import pytest
+
 from support.content import MIB, random_file, sha256_of
 from support.processes import Processes, Receiver, wait_until
 
@@ -34,9 +35,7 @@ def source(area: Path) -> Path:
     return random_file(area / "source.bin", SIZE)
 
 
-def test_a_file_put_by_curl_is_published(
-    processes: Processes, receiver: Receiver, source: Path
-) -> None:
+def test_a_file_put_by_curl_is_published(processes: Processes, receiver: Receiver, source: Path) -> None:
     curl = processes.curl("-T", source, f"{receiver.url}/files/name.bin")
     assert curl.status == 201
     assert curl.body["path"] == "name.bin"
@@ -156,9 +155,9 @@ def test_taildrop_defect_1_a_smaller_file_over_a_larger_partial_keeps_nothing_of
     url = f"{receiver.url}/files/same.bin"
     first = source.with_name("first")
     first.write_bytes(source.read_bytes()[: 9 * MIB])
-    assert processes.curl(
-        "-T", first, "-H", f"Content-Range: bytes 0-{9 * MIB - 1}/{SIZE}", url
-    ).status == 202
+    assert (
+        processes.curl("-T", first, "-H", f"Content-Range: bytes 0-{9 * MIB - 1}/{SIZE}", url).status == 202
+    )
     smaller = random_file(source.with_name("smaller"), 5 * MIB + 99)
     assert processes.curl("-T", smaller, url).status == 201
     assert receiver.published == ["same.bin"]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import slow_disk
 from support.content import MIB, random_file, sha256_of
 from support.processes import Processes, Receiver, wait_until

@@ -147,10 +147,15 @@ class Receiver:
         folder: Path,
         state: Path,
         arguments: Sequence[str] = (),
+        *,
+        also: Sequence[str] = (),
+        config: str | None = None,
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = PROGRAM,
         **options: Any,
     ) -> None:
+        """``also``: further addresses to listen on; ``config``: the content of a configuration
+        file; ``program``: the command ``tdx``; ``options``: those of Popen."""
         self.folder = folder
         self._group = group
         self._reserved = reserve_port()
@@ -160,8 +165,13 @@ class Receiver:
             *program,
             *("serve", "--dir", str(folder), "--state", str(state), "--listen", self.address),
             *("--metrics", "127.0.0.1:0", "--log-level", "debug"),
+            *(part for address in also for part in ("--listen", address)),
             *arguments,
         ]
+        if config is not None:
+            file = state.with_name("tdx.toml")
+            file.write_text(config)
+            self._command += ["--config", str(file)]
         self._options = {"env": {**group.environment, **(environment or {})}, **options}
         self.process = self._launch()
         self.await_listening()
@@ -212,10 +222,15 @@ class Receiver:
 
         def listening() -> bool:
             assert process.running, f"the receiver ended\n{process.log()}"
-            return "\nmetrics " in process.stdout and process.stdout.endswith("\n")
+            return self._told("metrics") is not None
 
         wait_until(listening, "the receiver listens")
-        assert process.stdout.splitlines()[0] == f"listening {self.address}", process.log()
+        assert self._told("listening") == self.address, process.log()
+
+    def _told(self, what: str) -> str | None:
+        """The address on the first complete line that begins with this word."""
+        lines = self.process.stdout.split("\n")[:-1]
+        return next((line.partition(" ")[2] for line in lines if line.startswith(what + " ")), None)
 
     def kill(self) -> None:
         self.process.kill()
@@ -263,7 +278,7 @@ class Receiver:
 
     @property
     def metrics_address(self) -> tuple[str, int]:
-        host, _, port = self.process.stdout.splitlines()[1].removeprefix("metrics ").rpartition(":")
+        host, _, port = (self._told("metrics") or "").rpartition(":")
         return host, int(port)
 
     def scrape(self) -> dict[str, float]:
@@ -303,7 +318,7 @@ class Processes:
         return Running(self, name, command, **options)
 
     def receiver(self, folder: Path, state: Path, *arguments: str, **options: Any) -> Receiver:
-        """A receiver that listens; ``options`` as of :class:`Receiver` and Popen."""
+        """A receiver that listens; ``options`` are those of :class:`Receiver`."""
         return Receiver(self, folder, state, arguments, **options)
 
     def push(self, *arguments: str | Path, prefix: Sequence[str] = (), **options: Any) -> Push:
@@ -315,8 +330,7 @@ class Processes:
     def curl(self, *arguments: str | Path, prefix: Sequence[str] = (), **options: Any) -> Curl:
         """curl, heedless of the user's configuration and proxies."""
         options.setdefault("env", self.environment)
-        number = len(self.started)
-        return Curl(self, number, [str(argument) for argument in arguments], prefix, **options)
+        return Curl(self, [str(argument) for argument in arguments], prefix, **options)
 
     def logs_of_all(self) -> str:
         return "\n".join(process.log() for process in self.started)
@@ -325,35 +339,34 @@ class Processes:
 class Curl(Running):
     """One run of curl: :attr:`status`, :attr:`fields` and :attr:`body` once it has ended."""
 
-    def __init__(
-        self, group: Processes, number: int, arguments: list[str], prefix: Sequence[str], **options: Any
-    ) -> None:
-        self._head = group.logs / f"{number:03d}-curl.head"
-        fixed = ["curl", "-q", "-sS", "--noproxy", "*", "--max-time", str(int(PATIENCE)), "-D", str(self._head)]
+    def __init__(self, group: Processes, arguments: list[str], prefix: Sequence[str], **options: Any) -> None:
+        # Heads go to standard output: another user may write nowhere else.
+        fixed = ["curl", "-q", "-sS", "-i", "--noproxy", "*", "--max-time", str(int(PATIENCE))]
         super().__init__(group, "curl", [*prefix, *fixed, *arguments], **options)
 
-    @property
-    def _last_head(self) -> list[str]:
-        """The lines of the final answer's head: interim ones come before it."""
+    def _answer(self) -> tuple[list[str], bytes]:
+        """The lines of the final answer's head, and its body: interim heads come before it."""
         self.wait()
-        heads = [head for head in self._head.read_bytes().decode("latin-1").split("\r\n\r\n") if head]
-        assert heads, self.log()
-        return heads[-1].split("\r\n")
+        head, rest = "", self.out.read_bytes()
+        while rest.startswith(b"HTTP/"):
+            found, _, rest = rest.partition(b"\r\n\r\n")
+            head = found.decode("latin-1")
+        assert head, self.log()
+        return head.split("\r\n"), rest
 
     @property
     def status(self) -> int:
-        return int(self._last_head[0].split(" ")[1])
+        return int(self._answer()[0][0].split(" ")[1])
 
     @property
     def fields(self) -> dict[str, str]:
-        pairs = (line.partition(":") for line in self._last_head[1:])
+        pairs = (line.partition(":") for line in self._answer()[0][1:])
         return {name.lower(): value.strip() for name, _, value in pairs}
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
-        self.wait()
-        found = json.loads(self.stdout)
+        found = json.loads(self._answer()[1])
         assert isinstance(found, dict), self.log()
         return found
 

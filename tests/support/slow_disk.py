@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
     gate, *arguments = sys.argv[1:]
     sync = os.fsync
 
-    def slow_sync(fd: int) -> None:
+    def slow_sync(fd: Any) -> None:
         if Path(os.readlink(f"/proc/self/fd/{fd}")).name == "data" and Path(gate).exists():
             Path(gate + ".reached").touch()
             while Path(gate).exists():
