@@ -95,6 +95,10 @@ def test_uploads_that_end_close_their_files(receiver: RunningReceiver) -> None:
     eventually(lambda: receiver.open_files() <= before + 3, "every descriptor but one upload's is closed")
 
 
+def held(receiver: RunningReceiver, upload: Opened) -> object:
+    return receiver.request("GET", upload.target).document["held"]
+
+
 def test_stopping_keeps_partials_and_closes_everything(receiver: RunningReceiver) -> None:
     receiver.stop()
     before = receiver.open_files()
@@ -103,11 +107,11 @@ def test_stopping_keeps_partials_and_closes_everything(receiver: RunningReceiver
     with receiver.connect() as wire, receiver.connect() as idle:
         idle.request("GET", "/v1/hello")
         wire.send(upload.range_head(0, SIZE, SIZE) + CONTENT[: EXTENT + 10])
-        receiver.has_received(EXTENT)
+        eventually(lambda: held(receiver, upload) == [[0, EXTENT]], "the first extent is held")
         receiver.stop()
     assert receiver.open_files() <= before
     receiver.start()
-    assert receiver.request("GET", upload.target).document["held"] == [[0, EXTENT]]
+    assert held(receiver, upload) == [[0, EXTENT]]
 
 
 def test_a_commit_that_is_running_is_finished_before_the_receiver_stops(
