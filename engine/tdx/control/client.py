@@ -90,24 +90,41 @@ class Client:
         length: int,
         pump: Callable[[socket.socket], T],
         cancel: Cancel,
+        *,
+        ask_first: bool = False,
     ) -> tuple[Answer, T | None]:
         """One exchange whose body of ``length`` bytes ``pump(socket)`` writes in a worker.
 
         The pump's result is None where the peer answered before the body's end.
+        ``ask_first`` waits for the peer's go before the first byte of the body
+        (``Expect: 100-continue``, RFC 9110 section 10.1.1).
         """
         result: T | None = None
+        expect = [("Expect", "100-continue")] if ask_first else []
 
         async def write(connection: Connection, head: bytes) -> bool:
             nonlocal result
             await connection.send(head, self.stall_timeout)
+            if ask_first and not await self._may_go_on(connection):
+                return False
             try:
                 result = await connection.lend(pump, cancel)
             except EarlyAnswer:
                 return False
             return True
 
-        answer = await self._exchange(method, target, [*fields, ("Content-Length", str(length))], write)
-        return answer, result
+        sized = [*fields, *expect, ("Content-Length", str(length))]
+        return await self._exchange(method, target, sized, write), result
+
+    async def _may_go_on(self, connection: Connection) -> bool:
+        """Whether the peer asks for the body; its final answer is left to be read."""
+        raw = await connection.read_head(self.stall_timeout)
+        if raw is None:
+            raise ConnectionLost(f"{self.peer} closed the connection without an answer")
+        if parse_response(raw).status < 200:
+            return True
+        connection.give_back(raw)
+        return False
 
     async def _exchange(
         self,

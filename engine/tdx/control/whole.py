@@ -17,7 +17,8 @@ from tdx.model import Span
 from tdx.proto.fields import format_digest
 
 AT_ONCE: Final = 65536
-"""Bodies up to this size go out in one write with their head."""
+"""Bodies up to this size go out in one write with their head; for larger ones the receiver
+is asked first."""
 
 
 async def put_whole(
@@ -41,13 +42,21 @@ async def put_whole(
             answer = await client.request("PUT", target, sent_fields, bytes(content))
             tally.add_sent(len(content))
             return answer
-        return await put_buffer(client, target, sent_fields, content, pace, tally)
+        # What the receiver has already, or refuses, need not travel.
+        return await put_buffer(client, target, sent_fields, content, pace, tally, ask_first=True)
 
     return await client.persist(attempt, tally)
 
 
 async def put_buffer(
-    client: Client, target: str, fields: Fields, content: memoryview, pace: Pace, tally: Tally
+    client: Client,
+    target: str,
+    fields: Fields,
+    content: memoryview,
+    pace: Pace,
+    tally: Tally,
+    *,
+    ask_first: bool = False,
 ) -> Answer:
     """One PUT whose body is in memory, written by a worker thread."""
     cancel = Cancel()
@@ -59,6 +68,7 @@ async def put_buffer(
         len(content),
         lambda sock: send_buffer(sock, content, hooks, cancel, client.stall_timeout),
         cancel,
+        ask_first=ask_first,
     )
     if ours is None and answer.status == 201:
         raise ProtocolError("the peer answered before it had the whole body")
