@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from support.receiving import RunningReceiver, push
 
+from support.receiving import RunningReceiver, push
 from tdx.control.whole import AT_ONCE
 from tdx.errors import Exists
 from tdx.model import Conflict, Outcome
