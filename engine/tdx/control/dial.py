@@ -13,7 +13,7 @@ from tdx.control.connection import Connection, endpoint_of
 from tdx.control.workers import Workers
 from tdx.data.sockets import readable
 from tdx.errors import Forbidden, UnknownPeer, Unreachable, UsageError
-from tdx.identity.port import Endpoint
+from tdx.identity.port import Endpoint, Identity
 from tdx.identity.registry import Identities
 from tdx.model import Owner
 
@@ -79,11 +79,15 @@ class Dialer:
         for family, kind, protocol, _, address in found:
             sock = socket.socket(family, kind, protocol)
             try:
-                sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(CONNECT_TIMEOUT):
-                    await loop.sock_connect(sock, address)
-                await self._confirm(endpoint_of(address))
+                await _connect(sock, address)
+                identity = await self._who(address)
+                if identity is None:
+                    # A receiver that has just ended listens no more: then another connection fails.
+                    with socket.socket(family, kind, protocol) as again:
+                        await _connect(again, address)
+                        identity = await self._who(address)
+                self._confirm(identity, endpoint_of(address))
                 return Connection(sock, self._workers.bodies)
             except TimeoutError:
                 failures.append("no answer")
@@ -97,8 +101,10 @@ class Dialer:
             f"cannot reach {self.peer}: {'; '.join(dict.fromkeys(failures))}; is `tdx serve` running there?"
         )
 
-    async def _confirm(self, destination: Endpoint) -> None:
-        identity = await self._workers.on_disk(self._identities.confirm, destination)
+    async def _who(self, address: tuple[object, ...]) -> Identity | None:
+        return await self._workers.on_disk(self._identities.confirm, endpoint_of(address))
+
+    def _confirm(self, identity: Identity | None, destination: Endpoint) -> None:
         if identity is None:
             raise Forbidden(
                 f"nothing vouches for who listens at {destination.host} port {destination.port}; "
@@ -108,6 +114,12 @@ class Dialer:
             raise Forbidden(
                 f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
             )
+
+
+async def _connect(sock: socket.socket, address: tuple[object, ...]) -> None:
+    sock.setblocking(False)
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        await asyncio.get_running_loop().sock_connect(sock, address)
 
 
 class ConnectionPool:
