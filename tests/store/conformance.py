@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, UploadBusy
+from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, StorageError, UploadBusy
 from tdx.integrity import Root, digest_of, extent_count, extent_span, zero_digest
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
 from tdx.store.port import Piece, Store, Upload
@@ -34,6 +34,10 @@ class Harness(Protocol):
 
     def set_capacity(self, free: int) -> None:
         """Bytes that may still be stored."""
+        ...
+
+    def fail_syncs(self, *, failing: bool) -> None:
+        """From now on the disk does, or does not, fail to make data durable."""
         ...
 
     def put(self, path: str, data: bytes) -> None:
@@ -671,6 +675,52 @@ class StoreConformance:
         send(upload, b"same")
         publish(upload, b"same")
         assert harness.published() == {"disk.img": b"same"}
+
+    def test_a_published_file_is_made_durable_before_it_is_acknowledged(self, harness: Harness) -> None:
+        harness.put("a/disk.img", b"same")
+        assert harness.store.make_durable("a/disk.img") == 4
+        harness.fail_syncs(failing=True)
+        with pytest.raises(StorageError):
+            harness.store.make_durable("a/disk.img")
+        harness.fail_syncs(failing=False)
+        with pytest.raises(NotFound):
+            harness.store.make_durable("a/other.img")
+
+    def test_a_failed_sync_spoils_the_upload_until_it_is_opened_anew(self, harness: Harness) -> None:
+        data = content(3 * EXTENT)
+        harness.put("same", b"same")
+        upload = harness.store.create(spec())
+        send(upload, data, range(1))
+        upload.mark()
+        send(upload, data, range(1, 3))
+        assert not upload.spoiled
+        harness.fail_syncs(failing=True)
+        with pytest.raises(StorageError):
+            upload.mark()
+        harness.fail_syncs(failing=False)
+        assert upload.spoiled
+        for call in (
+            upload.mark,
+            upload.raise_epoch,
+            lambda: upload.set_length(3 * EXTENT),
+            lambda: upload.refresh(spec()),
+            lambda: upload.write_at(memoryview(b"x"), 0),
+            lambda: upload.read_at(memoryview(bytearray(1)), 0),
+            lambda: upload.record(Piece(Span(0, EXTENT), bytes(16))),
+            lambda: upload.invalidate([0]),
+            lambda: upload.recheck([0]),
+            lambda: publish(upload, data),
+            lambda: upload.settle(Outcome.IDENTICAL, "same", root="r", verified=True),
+        ):
+            with pytest.raises(StorageError):
+                call()
+        upload.close()
+        again = harness.store.open(upload.id)
+        assert not again.spoiled
+        assert list(again.held) == [Span(0, EXTENT)]
+        send(again, data, range(1, 3))
+        publish(again, data)
+        assert harness.published() == {"disk.img": data, "same": b"same"}
 
     # --- space and time ----------------------------------------------------------------------------
 

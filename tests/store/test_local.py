@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +37,20 @@ class LocalHarness:
 
     def set_capacity(self, free: int) -> None:
         self.system.free = free
+
+    def fail_syncs(self, *, failing: bool) -> None:
+        self.system.heal()
+        if failing:
+
+            def fail(called: str, arguments: tuple[Any, ...]) -> None:
+                if called == "fsync" or (called == "fdatasync" and not self._is_journal(arguments[0])):
+                    raise OSError(errno.EIO, "the disk is dying")
+
+            self.system.before = fail
+
+    @staticmethod
+    def _is_journal(fd: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{fd}").endswith("/journal")
 
     def put(self, path: str, data: bytes) -> None:
         target = self.folder / path

@@ -24,6 +24,9 @@ class MemoryHarness:
     def set_capacity(self, free: int) -> None:
         self.store.capacity = free
 
+    def fail_syncs(self, *, failing: bool) -> None:
+        self.store.syncs_fail = failing
+
     def put(self, path: str, data: bytes) -> None:
         self.store.files[path] = Published(data, None, None)
 

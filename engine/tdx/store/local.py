@@ -251,6 +251,9 @@ class LocalStore:
         finally:
             self._system.close(file)
 
+    def make_durable(self, path: str) -> int:
+        return self._destination.make_durable(path)
+
     # --- receipts and the end of things -----------------------------------------------------
 
     def receipt(self, upload: UploadId) -> Receipt | None:

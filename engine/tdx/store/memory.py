@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, UploadBusy
+from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, StorageError, UploadBusy
 from tdx.integrity import digest_of
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.ranges import RangeSet
@@ -98,6 +98,10 @@ class MemoryUpload:
         with self._lock:
             return self._staged.state.suspects()
 
+    @property
+    def spoiled(self) -> bool:
+        return self._gate.poison is not None
+
     def raise_epoch(self) -> int:
         with self._gate.inside(), self._lock:
             self._apply(Record.epoch(self._staged.state.epoch + 1))
@@ -165,6 +169,7 @@ class MemoryUpload:
 
     def publish(self, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
+            self._gate.check_poison()
             length = complete_length(self.spec, self._staged.state)
             path = self._store.place(self._staged, length)
             outcome = Outcome.SKIPPED if path is None else Outcome.PUBLISHED
@@ -174,6 +179,9 @@ class MemoryUpload:
 
     def settle(self, outcome: Outcome, path: str, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
+            self._gate.check_poison()
+            if outcome is Outcome.IDENTICAL:
+                self._store.make_durable(path)
             receipt = self._receipt(outcome, path, root, verified)
             self._finish(receipt)
             return receipt
@@ -185,7 +193,8 @@ class MemoryUpload:
 
     def close(self) -> None:
         with contextlib.suppress(NotFound), self._gate.alone(wait=True):
-            self._mark()
+            with contextlib.suppress(StorageError):
+                self._mark()
             self._end()
 
     def abandon(self) -> None:
@@ -206,6 +215,10 @@ class MemoryUpload:
             self._apply(Record.invalidate(first, end))
 
     def _mark(self) -> None:
+        if self._store.syncs_fail:
+            self._gate.poison = f"{self.spec.name}: the disk failed to make data durable"
+            self._forget(self._staged.state.recent())
+            self._gate.check_poison()
         self._staged.state.apply(Record.mark(self._staged.state.count))
 
     def _receipt(self, outcome: Outcome, path: str, root: str, verified: bool) -> Receipt:
@@ -231,12 +244,14 @@ class MemoryUpload:
 
 class MemoryStore:
     """See :class:`tdx.store.port.Store`. ``files`` is what is published, by path; ``capacity`` the
-    bytes that may be stored, published and staged together."""
+    bytes that may be stored, published and staged together; ``syncs_fail`` whether making anything
+    durable fails, as on a dying disk."""
 
     def __init__(self, *, capacity: int = 1 << 40, clock: Callable[[], float] = time.time) -> None:
         self.files: dict[str, Published] = {}
         self.now = clock
         self.capacity = capacity
+        self.syncs_fail = False
         self._lock = threading.RLock()
         self._staged: dict[UploadId, _Staged] = {}
         self._running: dict[UploadId, MemoryUpload] = {}
@@ -305,6 +320,12 @@ class MemoryStore:
         if found is None:
             return None
         return [digest_of(found.data[at : at + extent_size]) for at in range(0, len(found.data), extent_size)]
+
+    def make_durable(self, path: str) -> int:
+        size = self.size_of(path)
+        if self.syncs_fail:
+            raise StorageError(f"{path}: cannot be made durable")
+        return size
 
     def receipt(self, upload: UploadId) -> Receipt | None:
         with self._lock:

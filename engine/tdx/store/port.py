@@ -86,6 +86,12 @@ class Upload(Protocol):
         again (:meth:`recheck`) before publishing."""
         ...
 
+    @property
+    def spoiled(self) -> bool:
+        """True once a failed sync has spoiled it: every call but :meth:`discard` and :meth:`close`
+        raises StorageError, and only the upload opened anew goes on."""
+        ...
+
     def raise_epoch(self) -> int:
         """Durably add one to the epoch; the new epoch."""
         ...
@@ -202,6 +208,12 @@ class Store(Protocol):
 
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
         """Read and hash the published file of this name; its extent digests in order."""
+        ...
+
+    def make_durable(self, path: str) -> int:
+        """Make the published file at ``path`` durable, with the directories it lies in, before it
+        is acknowledged: whoever put it there may not have. Its size in bytes.
+        :class:`tdx.errors.NotFound` where no file has this name, StorageError where it fails."""
         ...
 
     def receipt(self, upload: UploadId) -> Receipt | None: ...

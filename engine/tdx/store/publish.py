@@ -190,7 +190,7 @@ class Destination:
         """The receipt of an upload that is not published because ``path`` is there; NotFound if it
         is not. An ``identical`` file is made durable first: it may not be one of ours."""
         if outcome is Outcome.IDENTICAL:
-            size = self._make_durable(path)
+            size = self.make_durable(path)
         else:
             found = self._tree.look(path)
             if found is None:
@@ -198,7 +198,8 @@ class Destination:
             size = found.st_size
         return self.receipt(upload, spec, path=path, size=size, root=root, verified=verified, outcome=outcome)
 
-    def _make_durable(self, path: str) -> int:
+    def make_durable(self, path: str) -> int:
+        """See :meth:`tdx.store.port.Store.make_durable`."""
         file = self._tree.open_file(path)
         if file is None:
             raise NotFound(f"{path}: is no longer there")

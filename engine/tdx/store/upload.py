@@ -114,6 +114,11 @@ class LocalUpload:
         with self._lock:
             return self._state.suspects()
 
+    @property
+    def spoiled(self) -> bool:
+        # Published without a receipt, it takes the commit that stores one.
+        return self._gate.poison is not None and self._placed is None
+
     def still_needed(self) -> int:
         """Bytes of disk that writing the rest may yet take."""
         with self._lock:
@@ -324,6 +329,7 @@ class LocalUpload:
 
     def settle(self, outcome: Outcome, path: str, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
+            self._gate.check_poison()
             receipt = self._settled(outcome, path, root, verified=verified)
             self._finish(receipt)
             return receipt
