@@ -78,11 +78,6 @@ class RangeSet:
         at = bisect_right(self._starts, span.start) - 1
         return at >= 0 and self._ends[at] >= span.end
 
-    def overlaps(self, span: Span) -> bool:
-        """Whether any byte of ``span`` is in the set."""
-        at = bisect_right(self._ends, span.start)
-        return at < len(self._starts) and self._starts[at] < span.end
-
     def total(self) -> int:
         """How many bytes are in the set."""
         return sum(self._ends) - sum(self._starts)

@@ -38,10 +38,6 @@ class Admission:
         self._connections: dict[int, Owner | None] = {}
         self._per_owner: dict[Owner, int] = {}
 
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
-
     def connect(self, connection: int) -> None:
         """A connection was accepted. Busy: too many in all; close it."""
         if len(self._connections) >= self._limits.max_connections:

@@ -1,4 +1,4 @@
-"""When to try again after a failure, and when nothing has moved for too long."""
+"""When to try again after a failure."""
 
 from __future__ import annotations
 
@@ -44,11 +44,6 @@ class Retrier:
         self._deadline = deadline
         self._failures = 0
 
-    @property
-    def failures(self) -> int:
-        """Failures since the last progress."""
-        return self._failures
-
     def failed(self, error: TdxError, now: float) -> float | None:
         """Seconds to wait before the next try; None: give up, because the error is
         permanent, the retries are used up or the deadline would be reached."""
@@ -67,25 +62,3 @@ class Retrier:
     def progressed(self) -> None:
         """Bytes were acknowledged: the next failure counts as the first."""
         self._failures = 0
-
-
-class StallClock:
-    """Notices that nothing has moved for ``timeout`` seconds.
-
-    It starts with the first :meth:`progress`; before that it never stalls.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._deadline = math.inf
-
-    def progress(self, now: float) -> None:
-        self._deadline = now + self._timeout
-
-    @property
-    def deadline(self) -> float:
-        """When it will have stalled, unless something moves; infinity before the start."""
-        return self._deadline
-
-    def stalled(self, now: float) -> bool:
-        return now >= self._deadline

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from tdx.integrity import MIB, extent_count, extents_of
+from tdx.integrity import MIB, extents_of
 from tdx.model import Span
 from tdx.ranges import RangeSet
 
@@ -54,11 +53,6 @@ class StreamScheduler:
         for span in missing:
             self._waiting.add(_indices(span, extent_size))
 
-    @property
-    def remaining_bytes(self) -> int:
-        """Bytes not yet acknowledged, handed out or not."""
-        return self._waiting_bytes() + sum(len(run.span) for run in self._running.values())
-
     def idle(self) -> bool:
         """Whether everything has been handed out and acknowledged."""
         return not self._waiting and not self._running
@@ -97,17 +91,6 @@ class StreamScheduler:
                 self._waiting.add(extent)
         if kept and now > run.started:
             self._rates[stream] = kept / (now - run.started)
-
-    def add(self, extents: Iterable[int]) -> None:
-        """Have these extents sent (again); those already waiting or running are not doubled.
-        ValueError for an extent outside the file."""
-        running = RangeSet(_indices(run.span, self._extent_size) for run in self._running.values())
-        count = None if self._length is None else extent_count(self._length, self._extent_size)
-        for index in extents:
-            if index < 0 or (count is not None and index >= count):
-                raise ValueError(f"the file has no extent {index}")
-            if not running.covers(Span(index, index + 1)):
-                self._waiting.add(Span(index, index + 1))
 
     def _run_extents(self, stream: int) -> int:
         """Long enough to keep a pipe full, short enough that the streams end together: half
@@ -153,10 +136,6 @@ class StreamCount:
         self._settling = False
         self._fewer: tuple[int, float] | None = None  # count and rate before the step on trial
         self._rest_until = float("-inf")
-
-    @property
-    def wanted(self) -> int:
-        return self._count
 
     def observe(self, bytes_total: int, now: float) -> int:
         """The number of streams wanted, given the bytes sent in all until ``now``
