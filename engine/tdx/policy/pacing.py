@@ -20,21 +20,18 @@ class TokenBucket:
     order in which they came. Not thread-safe by itself.
     """
 
-    def __init__(self, rate: float | None, burst: float | None = None) -> None:
-        """``rate`` None: no limit. ``burst`` (bytes) may go at once after a pause; a
-        tenth of a second's worth unless told."""
-        if rate is not None and rate <= 0:
+    def __init__(self, rate: float) -> None:
+        """After a pause, a tenth of a second's worth may go at once."""
+        if rate <= 0:
             raise ValueError(f"not a rate: {rate}")
         self._rate = rate
-        self._burst = burst if burst is not None else (rate or 0.0) * _BURST_SECONDS
+        self._burst = rate * _BURST_SECONDS
         self._tokens = self._burst
         self._at: float | None = None
 
     def reserve(self, n: int, now: float) -> float:
         """Take ``n`` bytes; the seconds to wait before sending them (0.0: none).
         ``now`` is monotonic; an earlier one than the last counts as the last."""
-        if self._rate is None:
-            return 0.0
         if self._at is not None and now > self._at:
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now if self._at is None else max(self._at, now)
