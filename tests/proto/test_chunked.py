@@ -6,18 +6,18 @@ from hypothesis import strategies as st
 
 from tdx.errors import ProtocolError
 from tdx.proto.chunked import (
-    CHUNK_END,
-    LAST_CHUNK,
     MAX_LINE,
     MAX_OVERHEAD,
     MAX_TRAILERS,
     ChunkedDecoder,
-    format_chunk_head,
 )
+
+CHUNK_END = b"\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 def encoded(*chunks: bytes) -> bytes:
-    return b"".join(format_chunk_head(len(chunk)) + chunk + CHUNK_END for chunk in chunks) + LAST_CHUNK
+    return b"".join(b"%x\r\n" % len(chunk) + chunk + CHUNK_END for chunk in chunks) + LAST_CHUNK
 
 
 def decode(*parts: bytes) -> tuple[bytes, ChunkedDecoder]:
@@ -165,13 +165,3 @@ def test_arbitrary_bytes_are_chunks_or_a_protocol_error(data: bytes) -> None:
     except ProtocolError:
         return
     assert len(payload) + len(decoder.leftover) <= len(data)
-
-
-def test_a_chunk_head_is_the_size_in_hexadecimal() -> None:
-    assert format_chunk_head(1 << 20) == b"100000\r\n"
-
-
-@pytest.mark.parametrize("n", [0, -1])
-def test_an_empty_chunk_would_end_the_body(n: int) -> None:
-    with pytest.raises(ValueError, match="not a chunk's size"):
-        format_chunk_head(n)

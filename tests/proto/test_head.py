@@ -435,7 +435,7 @@ class TestWriting:
         assert written == b"PUT /files/a HTTP/1.1\r\nHost: b\r\nX: caf\xe9\t1\r\n\r\n"
 
     def test_a_response(self) -> None:
-        assert format_response(104, []) == b"HTTP/1.1 104 Upload Resumption Supported\r\n\r\n"
+        assert format_response(202, []) == b"HTTP/1.1 202 Accepted\r\n\r\n"
 
     def test_a_status_without_a_reason_phrase(self) -> None:
         assert reason(299) == ""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdx.errors import BadName
-from tdx.proto.names import MAX_NAME, check_name, components, decode_name, encode_name, numbered
+from tdx.proto.names import MAX_NAME, check_name, decode_name, encode_name, numbered
 
 part_characters = st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/")
 parts = st.text(part_characters, min_size=1, max_size=60).filter(
@@ -158,11 +158,6 @@ def test_an_escaped_name_that_is_malformed_or_bad_is_refused(escaped: str) -> No
         decode_name(escaped)
 
 
-def test_components_are_what_the_slashes_separate() -> None:
-    assert components("a/b c/d") == ("a", "b c", "d")
-    assert components("a") == ("a",)
-
-
 @pytest.mark.parametrize(
     ("component", "second"),
     [
@@ -210,4 +205,5 @@ def test_numbered_names_are_valid_and_distinct(component: str, numbers: list[int
     assert first != second
     for name in (first, second):
         assert name != component
-        assert components(check_name(name)) == (name,)
+        assert check_name(name) == name
+        assert "/" not in name

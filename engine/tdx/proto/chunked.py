@@ -25,20 +25,11 @@ FAIR_LINE: Final = 18
 
 MAX_CHUNK: Final = 2**63 - 1
 
-LAST_CHUNK: Final = b"0\r\n\r\n"
-CHUNK_END: Final = b"\r\n"
-
+_CRLF: Final = b"\r\n"
 _LF = re.compile(rb"\n")
 # An extension's text is ignored, but never one in which another parser could see the end of a line.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
-
-
-def format_chunk_head(n: int) -> bytes:
-    """What goes before ``n`` bytes of payload; CHUNK_END goes after them."""
-    if n <= 0:
-        raise ValueError(f"not a chunk's size: {n} (LAST_CHUNK ends the body)")
-    return b"%x\r\n" % n
 
 
 class ChunkedDecoder:
@@ -110,7 +101,7 @@ class ChunkedDecoder:
 
     def _take(self, line: bytes) -> None:
         if self._after_chunk:
-            if line != CHUNK_END:
+            if line != _CRLF:
                 raise ProtocolError("a chunk is longer than its size says")
             self._after_chunk = False
         elif self._in_trailers:
@@ -132,7 +123,7 @@ class ChunkedDecoder:
         self._in_trailers = size == 0
 
     def _take_trailer(self, line: bytes) -> None:
-        if line == CHUNK_END:
+        if line == _CRLF:
             self._finished = True
             return
         self._trailers += len(line)

@@ -49,12 +49,12 @@ _OURS = "tdx-"
 
 _REASONS: Final = {
     100: "Continue",
-    104: "Upload Resumption Supported",
+    102: "Processing",
     200: "OK",
     201: "Created",
+    202: "Accepted",
     204: "No Content",
     400: "Bad Request",
-    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
@@ -63,17 +63,11 @@ _REASONS: Final = {
     411: "Length Required",
     412: "Precondition Failed",
     413: "Content Too Large",
-    414: "URI Too Long",
-    415: "Unsupported Media Type",
     416: "Range Not Satisfiable",
-    417: "Expectation Failed",
     422: "Unprocessable Content",
-    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
-    501: "Not Implemented",
     503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
     507: "Insufficient Storage",
 }
 

@@ -76,10 +76,6 @@ def encode_name(name: str) -> str:
     return _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], raw).decode("ascii")
 
 
-def components(name: str) -> tuple[str, ...]:
-    return tuple(name.split("/"))
-
-
 def numbered(component: str, n: int) -> str:
     """``name (n).ext``: the name to try when ``component`` is taken.
 
