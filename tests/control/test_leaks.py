@@ -67,7 +67,7 @@ def test_a_connection_that_ends_leaves_nothing_behind(
                 receiver.is_quiet()
     receiver.is_quiet()
     receiver.has_bodies(0)
-    assert receiver.running.admission.connections == 0
+    assert receiver.metrics.connections_active.value() == 0
     eventually(lambda: receiver.open_files() <= before, "every descriptor is closed")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(PUMP_THREADS)]
     with receiver.connect() as wire:

@@ -11,7 +11,7 @@ import pytest
 from support.datakit import pattern
 from support.receiving import RunningReceiver, running
 from support.uploading import Opened, open_upload
-from support.wire import chunked, head
+from support.wire import chunked, eventually, head
 from tdx.integrity import digest_of
 from tdx.policy.admission import Limits
 
@@ -246,6 +246,26 @@ class TestLeases:
         assert upload.put(receiver, 2 * EXTENT, CONTENT[2 * EXTENT :], SIZE).status == 200
         assert upload.commit(receiver, CONTENT).status == 200
         assert receiver.visible() == {"f": CONTENT}
+
+    def test_a_silent_connection_gives_its_extents_up_to_another(
+        self, receiver: RunningReceiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tdx.control.session.SILENT_SECONDS", 0.4)
+        upload = open_upload(receiver, "f", SIZE)
+        with receiver.connect() as dead, receiver.connect() as elsewhere:
+            dead.send(upload.range_head(0, EXTENT, SIZE) + bytes(100))
+            elsewhere.send(upload.range_head(EXTENT, 2 * EXTENT, SIZE))
+            receiver.has_bodies(2)
+            first = upload.put(receiver, 0, CONTENT[:EXTENT], SIZE)
+            assert (first.status, first.problem) == (409, "upload-busy")
+            eventually(
+                lambda: upload.put(receiver, 0, CONTENT[:EXTENT], SIZE).status == 200,
+                "the dead one gives way",
+            )
+            assert dead.is_closed()
+            receiver.has_bodies(1)
+            assert elsewhere.send(CONTENT[EXTENT : 2 * EXTENT]).answer().status == 200
+        assert receiver.request("GET", upload.target).document["held"] == [[0, 2 * EXTENT]]
 
     def test_a_lease_ends_with_its_connection(self, receiver: RunningReceiver) -> None:
         upload = open_upload(receiver, "f", SIZE)

@@ -187,11 +187,12 @@ class Receiver:
     @property
     def published(self) -> list[str]:
         """What a user sees in the folder: relative paths of everything but ``.tdx``."""
-        return sorted(
-            path.relative_to(self.folder).as_posix()
-            for path in self.folder.rglob("*")
-            if path.relative_to(self.folder).parts[0] != ".tdx"
-        )
+        found: list[str] = []
+        for top, folders, files in os.walk(self.folder):
+            if Path(top) == self.folder and ".tdx" in folders:
+                folders.remove(".tdx")
+            found += [Path(top, name).relative_to(self.folder).as_posix() for name in folders + files]
+        return sorted(found)
 
     @property
     def partials(self) -> list[Path]:
@@ -274,6 +275,7 @@ class Receiver:
 
     def await_silence(self) -> None:
         """Wait until no connection is open: what a dead sender left has been dealt with."""
+        self.ask("GET", "/v1/hello")  # connections are accepted in turn
         wait_until(lambda: self.scrape()["tdx_connections_active"] == 0, "no connection is open")
 
     @property

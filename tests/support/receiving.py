@@ -6,9 +6,11 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from support.wire import Answer, Wire, eventually
 from tdx.config import ServeConfig
@@ -26,6 +28,8 @@ from tdx.metrics import Labels, Metrics
 from tdx.policy.admission import Limits
 from tdx.store.local import LocalStore
 from tdx.store.port import Store
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -193,12 +197,39 @@ def push(
     *,
     sender: SenderOptions | None = None,
     tally: Tally | None = None,
+    metrics: Metrics | None = None,
     **options: object,
 ) -> PushResult:
-    """One push, start to end, on a loop of its own."""
+    """One push of a file, start to end, on a loop of its own."""
 
     async def go() -> PushResult:
-        async with Sender(peer, sender or SenderOptions(stall_timeout=10.0)) as pushing:
+        async with Sender(peer, sender or SenderOptions(stall_timeout=10.0), metrics) as pushing:
             return await pushing.push_file(path, PushOptions(state=state, **options), tally or Tally())  # type: ignore[arg-type]
 
     return asyncio.run(go())
+
+
+def push_stream(
+    peer: Peer,
+    descriptor: int,
+    state: Path,
+    *,
+    sender: SenderOptions | None = None,
+    tally: Tally | None = None,
+    **options: object,
+) -> PushResult:
+    """One push of what can be read from ``descriptor``."""
+
+    async def go() -> PushResult:
+        async with Sender(peer, sender or SenderOptions(stall_timeout=10.0)) as pushing:
+            wishes = PushOptions(state=state, **options)  # type: ignore[arg-type]
+            return await pushing.push_stream(descriptor, wishes, tally or Tally())
+
+    return asyncio.run(go())
+
+
+@contextmanager
+def in_background(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """``work`` in a thread; its outcome, waited for at the end of the block."""
+    with ThreadPoolExecutor(1, thread_name_prefix="in background") as pool:
+        yield pool.submit(work)

@@ -27,10 +27,10 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.metrics import Metrics
+from tdx.model import MAX_REPAIR_ROUNDS
 from tdx.policy.retry import Retrier, RetryPolicy
 from tdx.proto import problem
 from tdx.proto.head import Headers, format_request, parse_response
-from tdx.proto.receiver import MAX_REPAIR_ROUNDS
 
 ANSWER_LIMIT: Final = 64 << 20
 """Most bytes of an answer: the list of every extent of the largest commit fits."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final, TypeVar
 
+from tdx.control.workers import run_joined
 from tdx.data import sockets
 from tdx.data.port import Cancel
 from tdx.errors import ConnectionLost, Interrupted, Stalled, TooLarge
@@ -144,17 +145,14 @@ class Connection:
         When this task is cancelled the socket is shut down, so that a blocked read
         or write wakes, and the worker is joined before the cancellation goes on.
         """
-        sockets.to_worker(self.sock)
-        future = self._loop.run_in_executor(self._workers, work, self.sock)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
+
+        def wake() -> None:
             cancel.set(Interrupted("stopped"))
             sockets.shut(self.sock)
-            while not future.done():
-                await asyncio.wait([future])
-            future.exception()
-            raise
+
+        sockets.to_worker(self.sock)
+        try:
+            return await run_joined(self._workers, lambda: work(self.sock), wake)
         finally:
             sockets.to_loop(self.sock)
 

@@ -14,7 +14,6 @@ from tdx.errors import (
     ExtentsDiffer,
     OffsetMismatch,
     ProtocolError,
-    StorageError,
     Superseded,
     TooLarge,
     VerificationFailed,
@@ -81,6 +80,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
     """
     upload, size = session.upload, session.upload.spec.extent_size
     with _committing(session):
+        await session.cut_off_writers(Superseded("the upload was completed while this body was on its way"))
         if upload.spec.length is None:
             if limit is not None and session.offset > limit:
                 raise TooLarge(f"a file of {session.offset} bytes where at most {limit} are taken")
@@ -94,7 +94,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
             )
         digests = [upload.digests[index] for index in range(extent_count(length, size))]
         for claim in claims:
-            found = await session.workers.on_disk(_content_digest, session, digests, claim.algorithm)
+            found = await session.workers.at_length(_content_digest, session, digests, claim.algorithm)
             if found != claim.digest:
                 session.metrics.digest_failures.add(1)
                 raise digests_differ(claim.algorithm, claim.digest)
@@ -111,9 +111,7 @@ def _committing(session: Session) -> Iterator[None]:
     session.machine.handle(UploadEvent.COMMIT)
     try:
         yield
-    except BaseException as error:
-        if isinstance(error, StorageError):
-            session.broken = True
+    except BaseException:
         if session.machine.state is UploadState.COMMITTING:
             session.machine.handle(UploadEvent.ABORT)
         raise
@@ -123,13 +121,13 @@ async def _settle_identical(
     session: Session, digests: Sequence[bytes], root: str, *, verified: bool
 ) -> Receipt | None:
     """End the upload as ``identical`` if the published file of its name has these digests."""
-    spec, store, on_disk = session.upload.spec, session.store, session.workers.on_disk
-    existing = await on_disk(store.existing, spec.name)
+    spec, store, workers = session.upload.spec, session.store, session.workers
+    existing = await workers.on_disk(store.existing, spec.name)
     if existing is None or existing.size != spec.length:
         return None
-    if await on_disk(store.existing_digests, spec.name, spec.extent_size) != list(digests):
+    if await workers.at_length(store.existing_digests, spec.name, spec.extent_size) != list(digests):
         return None
-    receipt = await on_disk(
+    receipt = await workers.at_length(
         session.upload.settle, Outcome.IDENTICAL, existing.path, root=root, verified=verified
     )
     session.machine.handle(UploadEvent.PUBLISH)
@@ -137,7 +135,7 @@ async def _settle_identical(
 
 
 async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
-    receipt = await session.workers.on_disk(session.upload.publish, root=root, verified=verified)
+    receipt = await session.workers.at_length(session.upload.publish, root=root, verified=verified)
     session.machine.handle(UploadEvent.PUBLISH)
     return receipt
 
@@ -145,7 +143,7 @@ async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
 async def _recheck(session: Session) -> frozenset[int]:
     """Read again what was recorded before a reboot; the extents that are lost."""
     suspects = session.upload.suspects
-    return await session.workers.on_disk(session.upload.recheck, suspects) if suspects else frozenset()
+    return await session.workers.at_length(session.upload.recheck, suspects) if suspects else frozenset()
 
 
 async def _compare(session: Session, digests: Sequence[bytes]) -> None:

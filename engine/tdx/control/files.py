@@ -21,7 +21,7 @@ from tdx.errors import (
     ProtocolError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, extent_size_for
+from tdx.integrity import ALGORITHM, extent_size_for, extents_of
 from tdx.model import Conflict, FileName, Outcome, Receipt, UploadSpec
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
@@ -151,11 +151,11 @@ async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> 
         with session.in_use():
             try:
                 await session.receive_onward(exchange, 0)
+                return await exchange.keep_posted(complete(receiver, session, claims))
             except BaseException:
                 if not spec.by_name:
                     await receiver.sessions.discard(session, "failed")
                 raise
-            return await exchange.keep_posted(complete(receiver, session, claims))
 
 
 def _only_new(exchange: Exchange) -> bool:
@@ -186,6 +186,8 @@ async def _settled_before_body(
     if spec.conflict is Conflict.SKIP:
         outcome = Outcome.SKIPPED
     elif await _is_there(receiver, spec, existing, claims):
+        # Whoever put it there may not have made it durable yet, and this answer says that it is.
+        await receiver.workers.at_length(receiver.store.make_durable, existing.path)
         outcome = Outcome.IDENTICAL
     elif spec.conflict is Conflict.ERROR:
         raise Exists(f"{spec.name} exists")
@@ -229,6 +231,7 @@ async def _put_part(
             raise OffsetMismatch(f"nothing of {name} is here yet", offset=0)
         session = found
     with session.in_use(), _precondition(exchange):
+        await session.cut_off_silent(extents_of(span, session.upload.spec.extent_size))
         await session.receive_onward(exchange, span.start)
         if session.offset < length:
             return Response(202, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0")])

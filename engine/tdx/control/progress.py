@@ -71,4 +71,6 @@ def receipt_of(document: dict[str, object], tally: Tally, seconds: float, root: 
     theirs = document.get("root")
     if ended is not Outcome.SKIPPED and theirs is not None and theirs != root:
         raise ProtocolError(f"the peer has {theirs} under {path}, what was sent is {root}")
+    if ended is Outcome.SKIPPED:
+        root = None  # what is there was not looked at
     return PushResult(ended, name, path, size, tally.sent, tally.resumed, seconds, root)

@@ -238,14 +238,7 @@ class FilePush:
                 record(span, digest)
                 self._tally.add_checked(len(span))
 
-        future = asyncio.ensure_future(self._client.workers.on_disk(work))
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError:
-            cancel.set(Interrupted("stopped"))
-            await asyncio.wait([future])
-            future.exception()
-            raise
+        await self._client.workers.until(lambda: cancel.set(Interrupted("stopped")), work)
 
     async def _commit(self, upload: OpenUpload, extra: list[tuple[str, str]]) -> Answer:
         body = b"".join(self._digests[index] for index in range(self._count))

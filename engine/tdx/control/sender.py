@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from tdx.control.client import Client
 from tdx.control.dial import Dialer, Peer
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import FilePush, PushOptions
+from tdx.control.sending import MOST_STREAMS
 from tdx.control.streamed import StreamPush
 from tdx.control.workers import Workers
 from tdx.data.source import Source
@@ -24,8 +25,6 @@ from tdx.metrics import Metrics
 from tdx.model import Outcome
 from tdx.policy.retry import RetryPolicy
 from tdx.version import VERSION
-
-MOST_STREAMS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from tdx.policy.schedule import StreamCount, StreamScheduler
 from tdx.proto.fields import ContentRange, format_content_range
 from tdx.ranges import RangeSet
 
+MOST_STREAMS: Final = 32
 OBSERVE_SECONDS: Final = 0.25
 RUN_SECONDS: Final = 4.0
 """About how long a run takes while the number of streams is being found out."""
@@ -121,7 +122,7 @@ class Sending:
 
     async def send(self, missing: RangeSet) -> None:
         """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
-        most = min(self._fixed or self._upload.streams, self._upload.streams)
+        most = min(self._fixed or MOST_STREAMS, MOST_STREAMS, self._upload.streams)
         self._wanted = most if self._fixed is not None else 1
         scheduler = StreamScheduler(
             missing,

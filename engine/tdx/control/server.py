@@ -112,8 +112,8 @@ class Server:
                     expired_at = loop.time()
                     for partial in await receiver.workers.on_disk(receiver.expire):
                         log.info("removed the abandoned upload %s of %s", partial.upload, partial.spec.name)
-            except (TdxError, OSError) as error:
-                log.warning("housekeeping failed: %s", error)
+            except Exception:  # whatever it was, the next round must come
+                log.exception("housekeeping failed")
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     # --- connections ---------------------------------------------------------

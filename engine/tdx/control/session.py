@@ -16,10 +16,10 @@ from tdx.data.probe import choose_receive
 from tdx.data.sockets import shut
 from tdx.errors import (
     Busy,
+    ConnectionLost,
     Interrupted,
     OffsetMismatch,
     ProtocolError,
-    StorageError,
     Superseded,
     TdxError,
     TooLarge,
@@ -34,6 +34,9 @@ from tdx.store.port import Piece, Store, Upload
 ENDLESS: Final = 1 << 62
 """Where a body of unknown length is taken to end."""
 
+SILENT_SECONDS: Final = 2.0
+"""A writer that has brought nothing for this long gives way to another one for its extents."""
+
 APPEND_ENDS_SECONDS: Final = 1.0
 """How long an append that is to end may take to write what has arrived."""
 
@@ -43,6 +46,7 @@ class Writer:
     """A body that is being received, and how to stop it. ``body`` is there once it is read."""
 
     exchange: Exchange
+    extents: range
     in_order: bool
     cancel: Cancel = field(default_factory=Cancel)
     body: FileBody | None = None
@@ -83,8 +87,6 @@ class Session:
         """Seconds on the loop's clock; ``started`` is when the newest run opened the upload."""
         self.received = 0
         """Bytes that arrived since then."""
-        self.broken = False
-        """The store has failed: a new claim on what is left of the upload may work again."""
         self.store = store
         self.workers = workers
         self.metrics = metrics
@@ -212,7 +214,7 @@ class Session:
             raise Busy(f"this upload has {len(self._writers)} streams already")
         number = next(self._numbers)
         self._leases.take(number, extents)
-        writer = self._writers[number] = Writer(exchange, in_order)
+        writer = self._writers[number] = Writer(exchange, extents, in_order)
         try:
             yield writer
         finally:
@@ -230,9 +232,6 @@ class Session:
             received.stages = await exchange.connection.lend(
                 lambda _: pump.receive(body, self.upload, slots, hooks, cancel), cancel
             )
-        except StorageError:
-            self.broken = True
-            raise
         finally:
             self.received += received.bytes
         exchange.file_body_ended(body)
@@ -269,6 +268,17 @@ class Session:
             broke_off=broke_off,
             discarded=lambda n: metrics.discarded_bytes.add(n, ("held",)),
         )
+
+    async def cut_off_silent(self, extents: range) -> None:
+        """Stop the writers of these extents from which nothing comes any more: a connection
+        that died without a word must not keep its sender's next one waiting."""
+        reason = ConnectionLost("nothing came on this connection, and its sender has opened another")
+        for writer in list(self._writers.values()):
+            overlaps = max(writer.extents.start, extents.start) < min(writer.extents.stop, extents.stop)
+            if overlaps and writer.body is not None and writer.body.silent_for >= SILENT_SECONDS:
+                writer.cancel.set(reason)
+                shut(writer.exchange.connection.sock)
+                await writer.finished.wait()
 
     async def end_appends(self) -> None:
         """Stop the append that is on its way, if any, keeping what it brought: its sender has

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable
 from typing import Final, TypeVar
@@ -11,13 +12,14 @@ from weakref import WeakValueDictionary
 
 from tdx.control.session import Session
 from tdx.control.workers import Workers
-from tdx.errors import Busy, NotFound, Superseded, TdxError, UploadBusy
+from tdx.errors import Busy, NotFound, StorageError, Superseded, TdxError
 from tdx.metrics import Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.proto.receiver import UploadEvent
 from tdx.store.port import Partial, Store, Upload
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 REMEMBERED_ENDS: Final = 4096
 IDLE_SECONDS: Final = 30.0
@@ -115,9 +117,9 @@ class Sessions:
             raise Superseded("a newer run of the same push has replaced this upload")
         async with self._lock(upload):
             session = self._open.get(upload)
-            if session is not None and session.broken and not session.busy:
+            if session is not None and session.upload.spoiled and not session.busy:
+                self._forget(session)
                 await self._workers.on_disk(session.upload.close)
-                del self._open[upload]
                 session = None
             if session is None:
                 session = self._adopt(await self._workers.on_disk(self._store.open, upload))
@@ -125,6 +127,17 @@ class Sessions:
             raise NotFound("no such upload")
         session.touch()
         return session
+
+    @contextlib.asynccontextmanager
+    async def alone(self, upload: UploadId, owner: Owner) -> AsyncIterator[Session]:
+        """As :meth:`get`, with the session's gate held."""
+        while True:
+            session = await self.get(upload, owner)
+            async with session.gate:
+                # Whoever held the gate before may have ended it, or it was opened anew.
+                if self._open.get(upload) is session:
+                    yield session
+                    return
 
     async def find_sequential(self, owner: Owner, name: FileName, length: int | None) -> Session | None:
         """The newest partial that a plain client left under this name (and length)."""
@@ -168,17 +181,31 @@ class Sessions:
     def ended(self, session: Session, outcome: Outcome) -> None:
         """The upload was published or settled; the store has closed it."""
         self._account(session, outcome)
-        self._open.pop(session.id, None)
+        self._forget(session)
         _remember(self._last_epochs, session.id, session.upload.epoch)
 
     async def discard(self, session: Session, result: str) -> None:
         """Remove an upload; ``result`` is its label in the metrics. One that has ended
         already is no error."""
+        await session.cut_off_writers(NotFound("the upload was removed"))
         async with self._lock(session.id):
-            if self._open.pop(session.id, None) is not None:
+            if self._forget(session):
                 self._account(session, result)
-            with contextlib.suppress(NotFound):
+            try:
                 await self._workers.on_disk(session.upload.discard)
+            except NotFound:
+                return
+            except StorageError:
+                # What cannot be removed is at least not kept claimed.
+                await self._workers.on_disk(session.upload.close)
+                raise
+
+    def _forget(self, session: Session) -> bool:
+        """Whether ``session`` was still the one that holds its upload; now it is not."""
+        mine = self._open.get(session.id) is session
+        if mine:
+            del self._open[session.id]
+        return mine
 
     def _account(self, session: Session, result: str) -> None:
         seconds = asyncio.get_running_loop().time() - session.started
@@ -192,15 +219,17 @@ class Sessions:
         senders, who send so small a file again. Called once, before anything is opened."""
         for partial in await self._workers.on_disk(self._store.partials):
             if partial.spec.key is not None and partial.spec.source_id is None:
-                with contextlib.suppress(NotFound, UploadBusy):
+                try:
                     upload = await self._workers.on_disk(self._store.open, partial.upload)
                     await self._workers.on_disk(upload.discard)
+                except TdxError as error:
+                    log.warning("the upload %s stays: %s", partial.upload, error)
 
     async def release(self, session: Session) -> None:
         """Give up the claim and keep the partial."""
         async with self._lock(session.id):
-            self._open.pop(session.id, None)
-            await self._workers.on_disk(session.upload.close)
+            if self._forget(session):
+                await self._workers.on_disk(session.upload.close)
 
     async def release_idle(self, now: float) -> None:
         for session in list(self._open.values()):
@@ -210,8 +239,9 @@ class Sessions:
     async def close(self, reason: TdxError | None = None) -> None:
         """Stop every body and keep every partial."""
         stop = reason or Busy("the receiver is shutting down; run again with --resume")
-        for session in list(self._open.values()):
-            await session.cut_off_writers(stop)
+        sessions = list(self._open.values())
+        await asyncio.gather(*(session.cut_off_writers(stop) for session in sessions))
+        for session in sessions:
             async with session.gate:  # a commit that is running is let finish
                 if self._open.get(session.id) is session:
                     await self.release(session)

@@ -53,14 +53,21 @@ class StreamPush:
             else:
                 answer, root = await self._push_long(block)
         finally:
-            self._cancel.set(Interrupted("stopped"))
+            self._stop()
         seconds = asyncio.get_running_loop().time() - started
         return receipt_of(answer.document(), self._tally, seconds, root)
 
     async def _read(self) -> memoryview:
         """The next extent of the input, short only at its end."""
         view = memoryview(bytearray(UNKNOWN_LENGTH_EXTENT))
-        return view[: await self._client.workers.on_disk(read_block, self._descriptor, view, self._cancel)]
+
+        def work() -> int:
+            return read_block(self._descriptor, view, self._cancel)
+
+        return view[: await self._client.workers.until(self._stop, work)]
+
+    def _stop(self) -> None:
+        self._cancel.set(Interrupted("stopped"))
 
     async def _push_short(self, content: memoryview) -> tuple[Answer, str]:
         self._tally.total, self._tally.phase = len(content), "sending"
@@ -91,7 +98,7 @@ class StreamPush:
                 block = await following
             finally:
                 if not following.done():
-                    self._cancel.set(Interrupted("stopped"))
+                    self._stop()
                 await asyncio.gather(following, return_exceptions=True)
         self._tally.total, self._tally.phase = length, "committing"
         answer = await self._client.persist(lambda: self._commit(upload, length), self._tally)

@@ -18,7 +18,7 @@ from tdx.errors import (
     TooLarge,
     VerificationFailed,
 )
-from tdx.integrity import ALGORITHM, DIGEST_SIZE
+from tdx.integrity import ALGORITHM, DIGEST_SIZE, extents_of
 from tdx.model import Receipt, Span, UploadId
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
@@ -50,7 +50,10 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
     span = _checked_span(session, wanted)
     if exchange.head.framing.length != len(span):
         raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
-    received = await session.receive_extents(exchange, span, _digest_of_one(session, exchange, span))
+    digest = _digest_of_one(session, exchange, span)
+    await session.cut_off_silent(extents_of(span, session.upload.spec.extent_size))
+    session = await _session(receiver, exchange, upload)
+    received = await session.receive_extents(exchange, span, digest)
     return json_response(
         200,
         {
@@ -158,19 +161,21 @@ async def _commit(
     receipt = await receiver.sessions.receipt(upload, owner, epoch)
     if receipt is not None:
         return receipt
-    session = await _session(receiver, exchange, upload)
-    async with session.gate:
-        # Whoever held the gate before may have published, or opened a newer epoch.
-        receipt = await receiver.sessions.receipt(upload, owner, epoch)
-        if receipt is not None:
+    try:
+        async with receiver.sessions.alone(upload, owner) as session:
+            session.check_epoch(epoch)
+            try:
+                receipt = await ending.commit(session, digests, length, check_identical=check_identical)
+            except (Exists, VerificationFailed):
+                await receiver.sessions.discard(session, "failed")
+                raise
+            receiver.sessions.ended(session, receipt.outcome)
             return receipt
-        session = await _session(receiver, exchange, upload)
-        try:
-            receipt = await ending.commit(session, digests, length, check_identical=check_identical)
-        except (Exists, VerificationFailed):
-            await receiver.sessions.discard(session, "failed")
+    except NotFound:
+        # Another commit has published it meanwhile, or opening it again finished an intent.
+        receipt = await receiver.sessions.receipt(upload, owner, epoch)
+        if receipt is None:
             raise
-        receiver.sessions.ended(session, receipt.outcome)
         return receipt
 
 
@@ -207,8 +212,8 @@ async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
 
 
 async def cancel(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
-    session = await _session(receiver, exchange, upload)
-    async with session.gate:
+    async with receiver.sessions.alone(upload, exchange.identity.owner) as session:
+        session.check_epoch(_epoch(exchange))
         session.machine.handle(UploadEvent.CANCEL)
         await session.cut_off_writers(NotFound("the upload was cancelled"))
         await receiver.sessions.discard(session, "cancelled")

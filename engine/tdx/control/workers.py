@@ -1,29 +1,64 @@
-"""The threads beside the loop: one pool for bodies, one for the disk's small work."""
+"""The threads beside the loop: for bodies, for the disk's small work, and for its long work."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+async def run_joined(executor: Executor, work: Callable[[], T], wake: Callable[[], None]) -> T:
+    """Run ``work`` in a thread and never leave it behind: a task that is cancelled meanwhile,
+    however often, calls ``wake`` once and goes on being cancelled when the thread is done.
+
+    What the work uses (a socket, a descriptor, a claim) may so be closed by its owner as
+    soon as this has returned or raised.
+    """
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        wake()
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                continue
+        if not future.cancelled():
+            future.exception()  # looked at: nobody else will
+        raise
+
+
 class Workers:
     """``bodies`` is as large as the most bodies that may move at once, so that a lent
-    socket never waits for a thread; the disk pool may queue."""
+    socket never waits for a thread; the other pools may queue. Long work has its own, so
+    that commits on a slow disk do not keep the next caller from being let in."""
 
-    def __init__(self, bodies: int, disk: int = 8) -> None:
+    def __init__(self, bodies: int, disk: int = 8, long: int = 8) -> None:
         self.bodies = ThreadPoolExecutor(bodies, thread_name_prefix="tdx-body")
         self._disk = ThreadPoolExecutor(disk, thread_name_prefix="tdx-disk")
+        self._long = ThreadPoolExecutor(long, thread_name_prefix="tdx-long")
 
     async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work that is not a body: store calls, lookups, hashing."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
+        """Run short blocking work: store calls and lookups."""
+        return await run_joined(self._disk, lambda: work(*args, **kwargs), _just_wait)
+
+    async def at_length(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work that may take as long as reading or syncing a whole file."""
+        return await run_joined(self._long, lambda: work(*args, **kwargs), _just_wait)
+
+    async def until(self, wake: Callable[[], None], work: Callable[[], T]) -> T:
+        """As :meth:`at_length`, for work that ``wake`` makes end early."""
+        return await run_joined(self._long, work, wake)
 
     def close(self) -> None:
-        self.bodies.shutdown(wait=True, cancel_futures=True)
-        self._disk.shutdown(wait=True, cancel_futures=True)
+        for pool in (self.bodies, self._disk, self._long):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _just_wait() -> None:
+    """Short work ends by itself."""

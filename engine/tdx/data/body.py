@@ -67,6 +67,11 @@ class _SocketBody(ABC):
     def socket(self) -> socket.socket:
         return self._sock
 
+    @property
+    def silent_for(self) -> float:
+        """Seconds that the other end has been waited for since its last byte. From any thread."""
+        return self._patience.idle
+
     def readinto(self, view: memoryview) -> int:
         """See :class:`tdx.data.port.Body`."""
         self._check()

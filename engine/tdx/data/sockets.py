@@ -87,6 +87,11 @@ class Patience:
         self._spent = 0.0
         self._moved = 0
 
+    @property
+    def idle(self) -> float:
+        """Seconds spent waiting since the last byte, known to a TICK."""
+        return self._idle
+
     def begin(self) -> None:
         """The wait for the other end starts now."""
         self._mark = self._clock()
