@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 UploadId = NewType("UploadId", str)
 """32 lower-case hexadecimal digits from a CSPRNG: unguessable."""
@@ -14,6 +14,10 @@ Owner = NewType("Owner", str)
 
 FileName = NewType("FileName", str)
 """A checked name: relative, ``/`` between components. Only :mod:`tdx.proto.names` makes one."""
+
+
+MAX_REPAIR_ROUNDS: Final = 3
+"""How often a commit may be answered with extents to send again, in one run of a sender."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdx import errors
+from tdx.model import MAX_REPAIR_ROUNDS
 from tdx.proto.diagrams import diagram, document
 from tdx.proto.receiver import (
-    MAX_REPAIR_ROUNDS,
     UPLOAD_TABLE,
     Leases,
     UploadEvent,
@@ -20,7 +20,7 @@ from tdx.proto.receiver import (
 )
 
 S, E = UploadState, UploadEvent
-ENDED = (S.PUBLISHED, S.FAILED, S.CANCELLED, S.SUPERSEDED, S.EXPIRED)
+ENDED = (S.PUBLISHED, S.FAILED, S.CANCELLED, S.SUPERSEDED)
 
 
 def after(*events: UploadEvent) -> UploadMachine:
@@ -34,7 +34,6 @@ def test_an_upload_is_sent_committed_repaired_and_published() -> None:
     machine = after(E.BODY, E.BODY, E.COMMIT, E.DIFFER, E.BODY, E.COMMIT)
     assert machine.state is S.COMMITTING
     assert machine.handle(E.PUBLISH) is S.PUBLISHED
-    assert machine.handle(E.REPLAY) is S.PUBLISHED
 
 
 @pytest.mark.parametrize("state", S)
@@ -58,16 +57,21 @@ def test_anything_to_a_superseded_upload_is_superseded(event: UploadEvent) -> No
         UploadMachine(S.SUPERSEDED).handle(event)
 
 
-@pytest.mark.parametrize("event", [E.BODY, E.COMMIT, E.TAKEOVER, E.CANCEL, E.SUPERSEDE, E.EXPIRE])
+@pytest.mark.parametrize("event", [E.BODY, E.COMMIT, E.TAKEOVER, E.CANCEL, E.SUPERSEDE])
 def test_a_running_commit_is_waited_for(event: UploadEvent) -> None:
     with pytest.raises(errors.UploadBusy):
         after(E.COMMIT).handle(event)
 
 
-@pytest.mark.parametrize("state", [S.CANCELLED, S.EXPIRED])
-def test_an_upload_that_is_gone_is_not_found(state: UploadState) -> None:
-    with pytest.raises(errors.NotFound, match=state.value):
-        UploadMachine(state).handle(E.BODY)
+@pytest.mark.parametrize("event", E)
+def test_a_cancelled_upload_is_not_found(event: UploadEvent) -> None:
+    with pytest.raises(errors.NotFound, match="cancelled"):
+        UploadMachine(S.CANCELLED).handle(event)
+
+
+@pytest.mark.parametrize("state", ENDED)
+def test_nothing_leaves_an_end(state: UploadState) -> None:
+    assert not [event for start, event in UPLOAD_TABLE if start is state]
 
 
 def test_a_failed_upload_answers_a_repeated_commit_as_before() -> None:
@@ -130,8 +134,8 @@ def test_the_diagram_has_every_transition() -> None:
         arrow = next(line for line in drawn.splitlines() if f"{state} --> {following}: " in line)
         assert event.value in arrow.partition(": ")[2].split(", ")
     assert "[*] --> open" in drawn
-    assert "expired --> [*]" in drawn
-    assert "published --> [*]" not in drawn
+    assert all(f"{state} --> [*]" in drawn for state in ENDED)
+    assert "committing --> [*]" not in drawn
 
 
 def test_the_page_on_states_is_what_the_tables_draw() -> None:
@@ -145,7 +149,7 @@ def test_a_lease_keeps_other_writers_out_and_names_the_first_conflict() -> None:
     with pytest.raises(errors.UploadBusy, match="extent 4 ") as refused:
         leases.take(2, range(2, 6))
     assert refused.value.details == {"extent": 4}
-    assert leases.writers() == {1}
+    assert leases.held_by_others(2, range(4)) == []
     leases.take(2, range(2, 4))
     leases.take(3, range(8, 9))
 
@@ -156,7 +160,7 @@ def test_a_released_lease_may_be_taken_by_another() -> None:
     leases.release(1)
     leases.release(1)
     leases.take(2, range(4))
-    assert leases.writers() == {2}
+    assert leases.held_by_others(1, range(100)) == [range(4)]
 
 
 def test_a_writer_may_take_its_own_extents_again_and_more() -> None:
@@ -172,7 +176,7 @@ def test_a_writer_may_take_its_own_extents_again_and_more() -> None:
 def test_taking_nothing_holds_nothing() -> None:
     leases = Leases()
     leases.take(1, range(3, 3))
-    assert leases.writers() == frozenset()
+    assert leases.held_by_others(2, range(100)) == []
 
 
 def test_a_lease_on_a_huge_file_is_no_work() -> None:

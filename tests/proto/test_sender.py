@@ -7,10 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdx.errors import IllegalTransition
-from tdx.proto.receiver import MAX_REPAIR_ROUNDS
+from tdx.model import MAX_REPAIR_ROUNDS
 from tdx.proto.sender import PUSH_TABLE, PushEvent, PushMachine, PushState
 
 S, E = PushState, PushEvent
+
+
+WAY_TO = {
+    S.NEW: (),
+    S.OPENING: (E.OPEN,),
+    S.CHECKING: (E.OPEN, E.SAME_NAME),
+    S.SENDING: (E.OPEN, E.OPENED),
+    S.COMMITTING: (E.OPEN, E.OPENED, E.SENT),
+    S.REPAIRING: (E.OPEN, E.OPENED, E.SENT, E.DIFFER),
+    S.DONE: (E.OPEN, E.RECEIPT),
+    S.FAILED: (E.OPEN, E.OPENED, E.SENT, E.FAIL),
+}
 
 
 def after(*events: PushEvent) -> PushMachine:
@@ -49,26 +61,31 @@ def test_a_receiver_that_always_differs_does_not_keep_a_sender_for_ever() -> Non
     assert machine.handle(E.DIFFER) is S.FAILED
 
 
-def test_an_upload_opened_anew_has_its_own_repair_rounds() -> None:
-    machine = after(E.OPEN, E.OPENED, E.SENT, E.DIFFER, E.REOPEN)
-    assert (machine.state, machine.rounds) == (S.OPENING, 0)
-
-
-@pytest.mark.parametrize("events", [(E.OPEN,), (E.OPEN, E.OPENED), (E.OPEN, E.OPENED, E.SENT)])
-def test_a_retry_goes_on_where_it_was(events: tuple[PushEvent, ...]) -> None:
-    machine = after(*events)
-    before = machine.state
-    assert machine.handle(E.RETRY) is before
-
-
 @pytest.mark.parametrize("state", [S.DONE, S.FAILED])
 def test_nothing_leaves_an_end(state: PushState) -> None:
     assert not [event for start, event in PUSH_TABLE if start is state]
 
 
-@pytest.mark.parametrize("state", [state for state in S if state not in {S.DONE, S.FAILED}])
-def test_every_other_state_can_fail(state: PushState) -> None:
-    assert PUSH_TABLE[state, E.FAIL] is S.FAILED
+@pytest.mark.parametrize("state", S)
+@pytest.mark.parametrize("event", E)
+def test_every_pair_is_either_in_the_table_or_refused_without_effect(
+    state: PushState, event: PushEvent
+) -> None:
+    machine = after(*WAY_TO[state])
+    assert machine.state is state
+    following = PUSH_TABLE.get((state, event))
+    if following is not None:
+        assert machine.handle(event) is following
+    else:
+        with pytest.raises(IllegalTransition, match=f"{state} takes no {event}"):
+            machine.handle(event)
+        assert machine.state is state
+
+
+def test_a_push_fails_only_where_repairs_do_not_end() -> None:
+    assert {pair for pair, following in PUSH_TABLE.items() if following is S.FAILED} == {
+        (S.COMMITTING, E.FAIL)
+    }
 
 
 @given(st.lists(st.sampled_from(E), max_size=40))

@@ -12,9 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tdx.errors import IllegalTransition, NotFound, Superseded, TdxError, UploadBusy, VerificationFailed
-
-MAX_REPAIR_ROUNDS: Final = 3
-"""How often a commit may be answered with extents to send again, in one run of a sender."""
+from tdx.model import MAX_REPAIR_ROUNDS
 
 
 class UploadState(StrEnum):
@@ -26,7 +24,6 @@ class UploadState(StrEnum):
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
     """A fresh upload of the same name has replaced this partial."""
-    EXPIRED = "expired"
 
 
 class UploadEvent(StrEnum):
@@ -44,11 +41,8 @@ class UploadEvent(StrEnum):
     ABORT = "abort"
     """The commit ended without judging the upload's bytes: a temporary failure, or a
     check that found the published file to be another one."""
-    REPLAY = "replay"
-    """A commit repeated after its answer was lost; it is answered from the receipt."""
     CANCEL = "cancel"
     SUPERSEDE = "supersede"
-    EXPIRE = "expire"
 
 
 _S, _E = UploadState, UploadEvent
@@ -60,14 +54,10 @@ UPLOAD_TABLE: Final[Mapping[tuple[UploadState, UploadEvent], UploadState]] = Map
         (_S.OPEN, _E.COMMIT): _S.COMMITTING,
         (_S.OPEN, _E.CANCEL): _S.CANCELLED,
         (_S.OPEN, _E.SUPERSEDE): _S.SUPERSEDED,
-        (_S.OPEN, _E.EXPIRE): _S.EXPIRED,
         (_S.COMMITTING, _E.DIFFER): _S.OPEN,
         (_S.COMMITTING, _E.ABORT): _S.OPEN,
         (_S.COMMITTING, _E.PUBLISH): _S.PUBLISHED,
         (_S.COMMITTING, _E.GIVE_UP): _S.FAILED,
-        (_S.PUBLISHED, _E.REPLAY): _S.PUBLISHED,
-        (_S.PUBLISHED, _E.EXPIRE): _S.EXPIRED,
-        (_S.FAILED, _E.EXPIRE): _S.EXPIRED,
     }
 )
 """Every legal transition. What is not here is refused with :func:`refusal`."""
@@ -77,8 +67,8 @@ def refusal(state: UploadState, event: UploadEvent) -> TdxError:
     """The error that the caller of an illegal ``event`` is to see."""
     if state is _S.SUPERSEDED:
         return Superseded("a newer push of this file has replaced this upload; only the newer one goes on")
-    if state in (_S.CANCELLED, _S.EXPIRED):
-        return NotFound(f"this upload is {state.value}; start a new one")
+    if state is _S.CANCELLED:
+        return NotFound("this upload is cancelled; start a new one")
     if state is _S.COMMITTING:
         return UploadBusy("this upload is being committed; ask again when that has ended")
     if state is _S.FAILED and event is _E.COMMIT:
@@ -161,7 +151,3 @@ class Leases:
                 if overlap:
                     found.append(overlap)
         return sorted(found, key=lambda stretch: stretch.start)
-
-    def writers(self) -> frozenset[int]:
-        """Who holds anything; a commit waits until this is empty."""
-        return frozenset(self._held)

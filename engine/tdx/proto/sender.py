@@ -1,5 +1,7 @@
 """One push of one file as the sender sees it: one table of states.
 
+Temporary failures are not events: whatever is on its way is tried again without leaving
+its state. An error that ends a push is raised through it and needs no state either.
 ``docs/states.md`` is drawn from :data:`PUSH_TABLE`.
 """
 
@@ -11,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tdx.errors import IllegalTransition
-from tdx.proto.receiver import MAX_REPAIR_ROUNDS
+from tdx.model import MAX_REPAIR_ROUNDS
 
 
 class PushState(StrEnum):
@@ -42,11 +44,8 @@ class PushEvent(StrEnum):
     """The commit was answered with extents to send again."""
     RECEIPT = "receipt"
     """The receiver's record arrived: published, identical or skipped."""
-    RETRY = "retry"
-    """A temporary failure: the same is tried again from what the receiver holds."""
-    REOPEN = "reopen"
-    """The receiver no longer knows the upload: a new one is opened."""
     FAIL = "fail"
+    """The receiver still asks for repairs after the last of them."""
 
 
 _S, _E = PushState, PushEvent
@@ -54,30 +53,16 @@ _S, _E = PushState, PushEvent
 PUSH_TABLE: Final[Mapping[tuple[PushState, PushEvent], PushState]] = MappingProxyType(
     {
         (_S.NEW, _E.OPEN): _S.OPENING,
-        (_S.NEW, _E.FAIL): _S.FAILED,
         (_S.OPENING, _E.OPENED): _S.SENDING,
         (_S.OPENING, _E.SAME_NAME): _S.CHECKING,
         (_S.OPENING, _E.RECEIPT): _S.DONE,
-        (_S.OPENING, _E.RETRY): _S.OPENING,
-        (_S.OPENING, _E.FAIL): _S.FAILED,
         (_S.CHECKING, _E.DIFFERENT): _S.SENDING,
         (_S.CHECKING, _E.RECEIPT): _S.DONE,
-        (_S.CHECKING, _E.RETRY): _S.CHECKING,
-        (_S.CHECKING, _E.REOPEN): _S.OPENING,
-        (_S.CHECKING, _E.FAIL): _S.FAILED,
         (_S.SENDING, _E.SENT): _S.COMMITTING,
-        (_S.SENDING, _E.RETRY): _S.SENDING,
-        (_S.SENDING, _E.REOPEN): _S.OPENING,
-        (_S.SENDING, _E.FAIL): _S.FAILED,
         (_S.COMMITTING, _E.DIFFER): _S.REPAIRING,
         (_S.COMMITTING, _E.RECEIPT): _S.DONE,
-        (_S.COMMITTING, _E.RETRY): _S.COMMITTING,
-        (_S.COMMITTING, _E.REOPEN): _S.OPENING,
         (_S.COMMITTING, _E.FAIL): _S.FAILED,
         (_S.REPAIRING, _E.SENT): _S.COMMITTING,
-        (_S.REPAIRING, _E.RETRY): _S.REPAIRING,
-        (_S.REPAIRING, _E.REOPEN): _S.OPENING,
-        (_S.REPAIRING, _E.FAIL): _S.FAILED,
     }
 )
 """Every legal transition."""
@@ -96,7 +81,7 @@ class PushMachine:
 
     @property
     def rounds(self) -> int:
-        """Repair rounds begun for the upload that is open, at most ``MAX_REPAIR_ROUNDS``."""
+        """Repair rounds begun, at most ``MAX_REPAIR_ROUNDS``."""
         return self._rounds
 
     def handle(self, event: PushEvent) -> PushState:
@@ -112,7 +97,5 @@ class PushMachine:
             raise IllegalTransition(f"a push that is {self._state.value} takes no {event.value}")
         if event is _E.DIFFER:
             self._rounds += 1
-        elif event is _E.REOPEN:
-            self._rounds = 0
         self._state = following
         return following
