@@ -693,12 +693,12 @@ class StoreConformance:
         send(upload, data, range(1))
         upload.mark()
         send(upload, data, range(1, 3))
-        assert not upload.spoiled
+        before = upload.spoiled
         harness.fail_syncs(failing=True)
         with pytest.raises(StorageError):
             upload.mark()
         harness.fail_syncs(failing=False)
-        assert upload.spoiled
+        assert (before, upload.spoiled) == (False, True)
         for call in (
             upload.mark,
             upload.raise_epoch,

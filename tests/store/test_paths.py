@@ -172,7 +172,9 @@ def test_a_full_disk_found_while_making_a_folder_is_no_space(store: LocalStore, 
     assert publish(upload, b"1").path == "a/b"
 
 
-def test_a_folder_that_cannot_be_made_durable_holds_nothing(store: LocalStore, system: FaultySystem) -> None:
+def test_a_folder_that_could_not_be_made_durable_holds_nothing_until_it_is_made_anew(
+    store: LocalStore, system: FaultySystem, inbox: Path
+) -> None:
     upload = store.create(spec("a/b", 1))
     send(upload, b"1")
     upload.mark()
@@ -180,7 +182,39 @@ def test_a_folder_that_cannot_be_made_durable_holds_nothing(store: LocalStore, s
     with pytest.raises(StorageError):
         publish(upload, b"1")
     system.heal()
+    with pytest.raises(StorageError, match="restart"):
+        publish(upload, b"1")
+    (inbox / "a").rmdir()
     publish(upload, b"1")
+
+
+def test_a_folder_made_anew_with_the_inode_of_the_old_one_is_made_durable_again(
+    inbox: Path, tmp_path: Path
+) -> None:
+    class Reusing(FaultySystem):
+        """Every folder made in DIR gets the same inode, as on ext4 where the last one is free again."""
+
+        def fstat(self, fd: int) -> os.stat_result:
+            found = list(os.fstat(fd))
+            if os.readlink(f"/proc/self/fd/{fd}") == str(inbox / "d"):
+                found[1] = 4711
+            return os.stat_result(found)
+
+    system = Reusing()
+    store = LocalStore(inbox, tmp_path / "state", reserve=0, system=system)
+    push(store, b"1", "d/a")
+    (inbox / "d" / "a").unlink()
+    (inbox / "d").rmdir()
+    synced: list[str] = []
+
+    def note(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "fsync":
+            synced.append(os.readlink(f"/proc/self/fd/{arguments[0]}"))
+
+    system.before = note
+    push(store, b"2", "d/b")
+    assert str(inbox) in synced
+    store.close()
 
 
 def test_a_folder_made_at_the_same_moment_by_another_is_entered(

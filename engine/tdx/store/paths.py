@@ -23,6 +23,10 @@ OWN: Final = ".tdx"
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
+RESTART: Final = "see to the disk, then restart the receiver"
+"""What is left to do where a directory could not be synced: the next sync may succeed without
+having written what this one could not."""
+
 _BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 _REMEMBERED: Final = 4096
 
@@ -77,7 +81,8 @@ class Tree:
         self._system = system
         self.fd = fd
         self.device = system.fstat(fd).st_dev
-        self._durable: set[tuple[int, str, int]] = set()
+        self._durable: dict[tuple[int, str], int] = {}
+        self._doubtful: dict[tuple[int, str], int] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -130,7 +135,13 @@ class Tree:
 
     def _make(self, fd: int, folder: str, name: str) -> None:
         try:
-            self._system.mkdir(folder, 0o777, dir_fd=fd)
+            key = (self._system.fstat(fd).st_ino, folder)
+            # The new folder may get the inode of the one that is gone. Under the lock: whoever remembers
+            # the old one after this has it open still, so that its inode is not free for the new one.
+            with self._lock:
+                self._durable.pop(key, None)
+                self._doubtful.pop(key, None)
+                self._system.mkdir(folder, 0o777, dir_fd=fd)
         except FileExistsError:
             return
         except OSError as error:
@@ -139,19 +150,23 @@ class Tree:
     def _make_durable(self, fd: int, folder: str, inner: int, inode: int) -> None:
         # A directory that is already there may have been made a moment ago by a thread, or by a receiver
         # since killed, that never got to syncing it; so each is synced once by this process.
-        key = (self._system.fstat(fd).st_ino, folder, inode)
+        key = (self._system.fstat(fd).st_ino, folder)
         with self._lock:
-            if key in self._durable:
+            if self._durable.get(key) == inode:
                 return
+            if self._doubtful.get(key) == inode:
+                raise StorageError(f"{folder}: the disk failed to make this folder durable; {RESTART}")
         try:
             self._system.fsync(inner)
             self._system.fsync(fd)
         except OSError as error:
+            with self._lock:
+                self._doubtful[key] = inode
             raise failure(f"{folder}: cannot make the folder durable", error) from error
         with self._lock:
             if len(self._durable) >= _REMEMBERED:
                 self._durable.clear()
-            self._durable.add(key)
+            self._durable[key] = inode
 
     def look(self, name: str) -> os.stat_result | None:
         """What carries ``name``, of whatever kind; None if nothing does. BadName as for :meth:`parent`."""
