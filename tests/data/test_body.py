@@ -132,33 +132,6 @@ def test_an_interrupt_from_another_thread_ends_a_blocked_read() -> None:
             reading.join()
 
 
-def test_drain_drops_the_rest_of_the_body_but_not_what_follows() -> None:
-    with unix_pair() as (near, far):
-        far.send(b"0123456789next")
-        body = identity_body(near, 12, prefix=b"ab")
-        assert body.drain(1 << 20) == 12
-        assert body.ended
-        assert near.recv(10) == b"next"
-
-
-def test_drain_is_bounded_and_survives_an_interrupt_and_a_lost_connection() -> None:
-    with unix_pair() as (near, far):
-        far.send(b"0123456789")
-        far.shutdown(socket.SHUT_WR)
-        body = identity_body(near, 100)
-        body.interrupt(NoSpace("full"))
-        assert body.drain(4) == 4
-        assert body.drain(1 << 20) == 6
-        assert not body.ended
-
-
-def test_drain_does_not_wait_for_a_silent_peer_for_ever() -> None:
-    with unix_pair() as (near, _):
-        body = IdentityBody(near, b"", 10, Cancel(), STALL, clock=TickingClock(3.0))
-        assert body.drain(10) == 0
-        assert not body.ended
-
-
 def chunked(near: socket.socket, prefix: bytes = b"", cancel: Cancel | None = None) -> ChunkedBody:
     return ChunkedBody(near, prefix, cancel or Cancel(), STALL, ChunkedDecoder())
 

@@ -132,7 +132,7 @@ class Sent:
     sent: int = 0
     hashed: list[tuple[Span, bytes]] = field(default_factory=list)
 
-    def hooks(self, pace: Callable[[int], float] = lambda _: 0.0, *, watch: bool = True) -> SendHooks:
+    def hooks(self, pace: Callable[[int], float] = lambda _: 0.0) -> SendHooks:
         def sent(n: int) -> None:
             self.sent += n
 
@@ -140,7 +140,6 @@ class Sent:
             sent=sent,
             hashed=lambda span, digest: self.hashed.append((span, digest)),
             pace=pace,
-            watch=watch,
         )
 
 

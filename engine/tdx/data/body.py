@@ -8,13 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from tdx.data.buffers import BUFFERS
 from tdx.data.port import Cancel
 from tdx.data.sockets import Patience
 from tdx.errors import ConnectionLost, TdxError
-
-DRAIN_SECONDS: Final = 5.0
-"""Longest that :meth:`drain` goes on, however fast the bytes come."""
 
 _CHUNKED_READ: Final = 256 << 10
 
@@ -37,7 +33,7 @@ class ChunkDecoder(Protocol):
 
 
 class _SocketBody(ABC):
-    """What both codings share: waiting, stalling, cancelling, draining."""
+    """What both codings share: waiting, stalling, cancelling."""
 
     def __init__(
         self,
@@ -49,7 +45,6 @@ class _SocketBody(ABC):
     ) -> None:
         self._sock = sock
         self._cancel = cancel
-        self._clock = clock
         self._patience = Patience(stall_timeout, min_rate, clock)
         self._interrupted: BaseException | None = None
         self._failure: TdxError | None = None
@@ -98,26 +93,6 @@ class _SocketBody(ABC):
 
     def interrupt(self, reason: BaseException) -> None:
         self._interrupted = reason
-
-    def drain(self, limit: int) -> int:
-        """Read and drop what is left of the body, at most ``limit`` bytes and for at most
-        :data:`DRAIN_SECONDS`; the bytes dropped. Never raises: it is the courtesy after a
-        refusal (RFC 9112 section 9.6), also where the pump was interrupted. :attr:`ended`
-        tells whether the connection can carry another request."""
-        self._interrupted = None
-        deadline = self._clock() + DRAIN_SECONDS
-        dropped = 0
-        buffer = BUFFERS.take()
-        try:
-            while dropped < limit and not self.ended and self._cancel.reason is None:
-                dropped += self._read_some(buffer[: min(len(buffer), limit - dropped)])
-                if self._clock() >= deadline:
-                    break
-        except TdxError as error:
-            self._failure = error
-        finally:
-            BUFFERS.give(buffer)
-        return dropped
 
     def _check(self) -> None:
         self._cancel.check()

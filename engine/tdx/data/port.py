@@ -22,10 +22,8 @@ TICK: Final = 0.5
 """Seconds a blocking syscall may sleep before the pump looks at its cancel flag and stall clock."""
 
 BUFFER: Final = 1 << 20
-"""Bytes of one buffer."""
-
-MAX_CALL: Final = 8 << 20
-"""Most bytes moved by one syscall, so that a cancel is noticed."""
+"""Bytes of one buffer, and most that one syscall moves: well below the 8 MiB after which a cancel
+would be noticed late."""
 
 
 class Cancel:
@@ -175,14 +173,12 @@ class SendHooks:
 
     ``sent(n)``: n bytes were handed to the kernel. ``hashed(span, digest)``: digest of
     a whole extent, from the bytes that were sent. ``pace(n)``: seconds over which the next
-    n bytes are to be spread, asked once for them. ``watch`` False: answers to earlier
-    requests are still due on this connection, so a readable socket says nothing about this one.
+    n bytes are to be spread, asked once for them.
     """
 
     sent: Callable[[int], None]
     hashed: Callable[[Span, bytes], None]
     pace: Callable[[int], float] = field(default=lambda _: 0.0)
-    watch: bool = True
 
 
 class EarlyAnswer(Exception):

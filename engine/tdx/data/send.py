@@ -21,7 +21,8 @@ SMOOTH: Final = 0.1
 """Seconds between the pieces of a paced window, at most."""
 
 WINDOW: Final = BUFFER // 2
-"""Bytes read, hashed and sent in turn: small enough to be in the core's own cache all the while."""
+"""Bytes read, hashed and sent in turn: small enough to be in the core's own cache all the while, and for a
+cancel, which is looked at between calls (at most 8 MiB), to be noticed at once."""
 
 MIN_CALL: Final = 64 << 10
 """Bytes of a send on a link so slow that even they take longer than a TICK."""
@@ -59,7 +60,7 @@ class _Outlet:
         self._patience.begin()
         while done < end:
             self._cancel.check()
-            if self._hooks.watch and readable(self._sock):
+            if readable(self._sock):
                 self._raise_lost(None)
             started = perf_counter()
             try:
