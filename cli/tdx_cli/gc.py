@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tdx_cli.text import say, shown, size_of
+from tdx.model import shown
+from tdx_cli.text import say, size_of
 from tdx_cli.values import DURATION
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from tdx_cli.text import say, shown, warn
+from tdx.model import shown
+from tdx_cli.text import say, warn
 
 
 @click.command("hash", short_help="Print the roots of files.")

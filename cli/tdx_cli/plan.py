@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdx.errors import SourceError, TdxError, UsageError
-from tdx_cli.text import shown
+from tdx.model import shown
 
 STDIN: Final = "-"
 

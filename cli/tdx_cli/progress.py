@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from tdx.model import shown
 from tdx_cli.report import Ending, Report
-from tdx_cli.text import seconds_of, shown, size_of
+from tdx_cli.text import seconds_of, size_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

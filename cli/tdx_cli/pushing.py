@@ -17,13 +17,13 @@ from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
 from tdx.control.sender import Sender, SenderOptions
 from tdx.errors import Interrupted, TdxError, TimedOut, UnknownPeer, Unreachable
-from tdx.model import Conflict
+from tdx.model import Conflict, shown
 from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.exits import worst
 from tdx_cli.main import INTERNAL, INTERRUPTED
 from tdx_cli.plan import Item, LeftOut
 from tdx_cli.report import OUTCOMES, Ending, Failure, Report
-from tdx_cli.text import seconds_of, shown, warn
+from tdx_cli.text import seconds_of, warn
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 KEPT: Final = "what arrived is kept: run again with --resume"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tdx.errors import TdxError
+from tdx.model import shown
 from tdx.policy.exits import worst
-from tdx_cli.text import rate_of, say, seconds_of, shown, size_of
+from tdx_cli.text import rate_of, say, seconds_of, size_of
 
 if TYPE_CHECKING:
     from tdx.control.progress import Tally

@@ -1,4 +1,4 @@
-"""What people read: names, sizes, durations, and lines on the two outputs."""
+"""What people read: sizes, durations, and lines on the two outputs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ import sys
 from typing import Final
 
 _STEPS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
-
-
-def shown(name: str) -> str:
-    """A file name fit for a line of output: nothing in it breaks the line or drives a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def say(line: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from tdx.model import shown
 from tdx_cli.hash import root_of
-from tdx_cli.text import say, shown
+from tdx_cli.text import say
 
 
 @click.command("verify", short_help="Check a file against a root.")

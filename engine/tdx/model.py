@@ -20,6 +20,12 @@ MAX_REPAIR_ROUNDS: Final = 3
 """How often a commit may be answered with extents to send again, in one run of a sender."""
 
 
+def shown(name: str) -> str:
+    """A name, or other text from elsewhere, fit for a line of output: nothing in it breaks the
+    line or drives a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
     """The half-open byte range ``[start, end)``; never empty or negative."""

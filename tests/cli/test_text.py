@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tdx_cli.text import rate_of, seconds_of, shown, size_of
+from tdx_cli.text import rate_of, seconds_of, size_of
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,3 @@ def test_durations_are_as_exact_as_they_are_short(seconds: float, text: str) -> 
 def test_a_rate_over_no_time_is_no_division_by_zero() -> None:
     assert rate_of(0, 0.0) == "0 B/s"
     assert rate_of(2 << 30, 1.0) == "2.0 GiB/s"
-
-
-@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb", "a\udc80b", "a\rb"])
-def test_a_name_cannot_drive_the_terminal(name: str) -> None:
-    assert shown(name).isprintable()
-    assert shown(name).startswith("a")
-
-
-def test_a_plain_name_stays_as_it_is() -> None:
-    assert shown("año 100% 🎉.txt") == "año 100% 🎉.txt"

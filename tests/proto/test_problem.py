@@ -145,6 +145,13 @@ def test_what_has_no_type_that_we_know_means_what_its_status_says(
     assert error.message == f"the other end answered {status}"
 
 
+def test_the_largest_commit_may_differ_in_every_extent() -> None:
+    status, body = render(ExtentsDiffer("all of them", extents=list(range(1 << 20))))
+    error = parse(status, MEDIA_TYPE, body)
+    assert isinstance(error, ExtentsDiffer)
+    assert error.extents == list(range(1 << 20))
+
+
 def test_the_media_type_may_have_parameters_and_any_case() -> None:
     error = parse(409, "Application/Problem+JSON ; charset=utf-8", problem("superseded"))
     assert type(error) is errors.Superseded

@@ -13,7 +13,7 @@ from typing import Final, Self
 from tdx.data.port import BUFFER
 from tdx.errors import SourceChanged, SourceError
 from tdx.integrity import digest_of, extent_count, extent_span, new_hasher
-from tdx.model import Span
+from tdx.model import Span, shown
 
 MAX_HOLES: Final = 1000
 """Most holes that are told to a receiver."""
@@ -52,7 +52,7 @@ class Source:
             _refuse_special(name, os.stat(name).st_mode)
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            raise SourceError(f"{_shown(name)}: cannot be read: {_reason(error)}") from error
+            raise SourceError(f"{shown(name)}: cannot be read: {_reason(error)}") from error
         try:
             status = os.fstat(descriptor)
             _refuse_special(name, status.st_mode)
@@ -125,15 +125,15 @@ class Source:
         try:
             status = os.fstat(self._descriptor)
         except OSError as error:
-            raise SourceError(f"{_shown(self.path)}: cannot be read: {_reason(error)}") from error
+            raise SourceError(f"{shown(self.path)}: cannot be read: {_reason(error)}") from error
         if status.st_size != self._status.st_size:
             raise SourceChanged(
-                f"{_shown(self.path)}: changed while being sent: "
+                f"{shown(self.path)}: changed while being sent: "
                 f"it had {self._status.st_size} bytes and now has {status.st_size}; push it again"
             )
         if status.st_mtime_ns != self._status.st_mtime_ns:
             raise SourceChanged(
-                f"{_shown(self.path)}: was written to while being sent; push it again when it is complete"
+                f"{shown(self.path)}: was written to while being sent; push it again when it is complete"
             )
 
     def holes(self, extent_size: int) -> list[Span]:
@@ -188,10 +188,10 @@ class Source:
             try:
                 n = os.preadv(self._descriptor, [view[done:]], offset + done)
             except OSError as error:
-                raise SourceError(f"{_shown(self.path)}: cannot be read: {_reason(error)}") from error
+                raise SourceError(f"{shown(self.path)}: cannot be read: {_reason(error)}") from error
             if n == 0:
                 raise SourceChanged(
-                    f"{_shown(self.path)}: shrank to {offset + done} of {self.length} bytes while being "
+                    f"{shown(self.path)}: shrank to {offset + done} of {self.length} bytes while being "
                     "read; push it again"
                 )
             done += n
@@ -209,16 +209,11 @@ class Source:
 def _refuse_special(name: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in _KINDS if test(mode)), "is no regular file")
-        raise SourceError(f"{_shown(name)}: {kind}; only regular files can be read")
+        raise SourceError(f"{shown(name)}: {kind}; only regular files can be read")
 
 
 def _reason(error: OSError | ValueError) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-
-
-def _shown(name: str) -> str:
-    """A file name fit for a message: one line, and encodable whatever its bytes."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _opaque(*numbers: int) -> str:

@@ -22,12 +22,13 @@ from tdx.errors import (
     UploadBusy,
     by_code,
 )
+from tdx.model import shown
 from tdx.proto.fields import MAX_INTEGER
 
 MEDIA_TYPE: Final = "application/problem+json"
 
-MAX_DOCUMENT: Final = 1 << 20
-"""Most bytes of a problem document that are looked at."""
+MAX_DOCUMENT: Final = 16 << 20
+"""Most bytes of a problem document that are looked at: 2**20 extents that all differ take 9 MiB."""
 
 MAX_MESSAGE: Final = 1000
 """Most characters of a message from the other end."""
@@ -103,8 +104,7 @@ def _document(content_type: str | None, body: bytes) -> dict[str, object]:
 def _message(detail: object, status: int) -> str:
     if not isinstance(detail, str) or not detail:
         return f"the other end answered {status}"
-    shown = detail[:MAX_MESSAGE]
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
+    return shown(detail[:MAX_MESSAGE])
 
 
 def _class_of(uri: object) -> type[TdxError] | None:
