@@ -88,8 +88,8 @@ class Upload(Protocol):
 
     @property
     def spoiled(self) -> bool:
-        """True once a failed sync has spoiled it: every call but :meth:`discard` and :meth:`close`
-        raises StorageError, and only the upload opened anew goes on."""
+        """True once a failed sync, or a receipt that could not be stored, has spoiled it: only
+        opened anew does it go on (or turn out to be published)."""
         ...
 
     def raise_epoch(self) -> int:
@@ -207,7 +207,8 @@ class Store(Protocol):
         ...
 
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
-        """Read and hash the published file of this name; its extent digests in order."""
+        """Read and hash the published file of this name; its extent digests in order. None
+        where there is none, or it cannot be read: it is not known to be identical to anything."""
         ...
 
     def make_durable(self, path: str) -> int:

@@ -116,8 +116,7 @@ class LocalUpload:
 
     @property
     def spoiled(self) -> bool:
-        # Published without a receipt, it takes the commit that stores one.
-        return self._gate.poison is not None and self._placed is None
+        return self._gate.poison is not None
 
     def still_needed(self) -> int:
         """Bytes of disk that writing the rest may yet take."""
