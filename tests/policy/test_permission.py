@@ -7,6 +7,7 @@ import pytest
 from tdx.errors import Forbidden
 from tdx.model import Owner
 from tdx.policy.permission import decide, host_allowed, origin_allowed
+from tdx.proto.fields import parse_host
 
 ME = Owner("local:1000")
 
@@ -60,14 +61,12 @@ NAMES = frozenset({"files.example.org", "b.tail1234.ts.net"})
     ],
 )
 def test_a_host_that_names_this_receiver_is_allowed(host: str, local: str) -> None:
-    assert host_allowed(host, local, NAMES, "box.lan")
+    assert host_allowed(parse_host(host)[0], local, NAMES, "box.lan")
 
 
 @pytest.mark.parametrize(
     ("host", "local"),
     [
-        ("", "127.0.0.1"),
-        (":8390", "127.0.0.1"),
         ("evil.example", "127.0.0.1"),
         ("localhost", "100.64.0.1"),
         ("127.0.0.2", "127.0.0.1"),
@@ -76,23 +75,15 @@ def test_a_host_that_names_this_receiver_is_allowed(host: str, local: str) -> No
         ("2130706433", "127.0.0.1"),
         ("box.lan.evil.example", "127.0.0.1"),
         ("example.org", "127.0.0.1"),
-        ("localhost:80:90", "127.0.0.1"),
-        ("localhost:x", "127.0.0.1"),
-        ("localhost:٣", "127.0.0.1"),
-        ("[localhost]", "127.0.0.1"),
-        ("[::1", "::1"),
-        ("[::1]x", "::1"),
-        ("[::1]:x", "::1"),
-        ("user@localhost", "127.0.0.1"),
         ("localhost", "not an address"),
     ],
 )
 def test_any_other_host_is_not(host: str, local: str) -> None:
-    assert not host_allowed(host, local, NAMES, "box.lan")
+    assert not host_allowed(parse_host(host)[0], local, NAMES, "box.lan")
 
 
 def test_a_machine_without_a_name_allows_no_empty_host() -> None:
-    assert not host_allowed(".", "127.0.0.1", frozenset({""}), "")
+    assert not host_allowed("", "127.0.0.1", frozenset({""}), "")
 
 
 def test_requests_without_origin_and_referer_go_on() -> None:

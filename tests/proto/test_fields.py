@@ -206,6 +206,8 @@ class TestHosts:
             "[v1.a]",
             "a,b",
             "b\xfccher",
+            "a:٣",
+            "[localhost]",
             "a" * 255,
         ],
     )

@@ -221,7 +221,7 @@ class Server:
         host = get("host")
         if host is not None:
             name, _ = parse_host(host)  # a malformed one is a bad request, not a foreign one
-            if not permission.host_allowed(host, link.local.host, receiver.config.names, self._machine):
+            if not permission.host_allowed(name, link.local.host, receiver.config.names, self._machine):
                 raise Forbidden(f"this receiver is not {name}; see names in the configuration")
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:

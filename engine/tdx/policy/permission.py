@@ -36,17 +36,14 @@ def decide(owner: Owner | None, provider: str | None, receiver: Owner) -> None:
         )
 
 
-def host_allowed(host: str, local_address: str, names: frozenset[str], machine: str) -> bool:
-    """Whether a ``Host`` field names this receiver: a page of another site, whose name
-    was made to resolve here, does not.
+def host_allowed(name: str, local_address: str, names: frozenset[str], machine: str) -> bool:
+    """Whether the host of a ``Host`` field, as :func:`tdx.proto.fields.parse_host` gives it,
+    is this receiver: a page of another site, whose name was made to resolve here, is not.
 
     Allowed are ``local_address`` (that of this connection), ``localhost`` where that is
     a loopback address, ``machine`` (this machine's name, with or without its domain),
-    and ``names``. The port is ignored, and so are case and a final dot.
+    and ``names``, all of them without regard to case and a final dot.
     """
-    name = _without_port(host)
-    if name is None:
-        return False
     local = _address(local_address)
     asked = _address(name)
     if asked is not None:
@@ -55,7 +52,7 @@ def host_allowed(host: str, local_address: str, names: frozenset[str], machine: 
     allowed = {machine, machine.partition(".")[0], *map(_plain, names)} - {""}
     if local is not None and local.is_loopback:
         allowed.add("localhost")
-    return _plain(name) in allowed
+    return name in allowed
 
 
 def origin_allowed(origin: str | None, referer: str | None, allowed: frozenset[str]) -> bool:
@@ -80,18 +77,6 @@ def _origin_of(url: str) -> str:
 
 def _plain(name: str) -> str:
     return name.lower().removesuffix(".")
-
-
-def _without_port(host: str) -> str | None:
-    """The host of ``host[:port]``; None where that is malformed."""
-    if host.startswith("["):
-        name, bracket, port = host[1:].partition("]")
-        if not bracket or ":" not in name or (port and not port.startswith(":")):
-            return None
-        port = port[1:]
-    else:
-        name, _, port = host.partition(":")
-    return name if name and (not port or (port.isascii() and port.isdigit())) else None
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
