@@ -19,9 +19,9 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, Hasher, Root, extent_count, new_hasher
-from tdx.model import Conflict, Outcome, Receipt, Span
+from tdx.model import MAX_REPAIR_ROUNDS, Conflict, Outcome, Receipt, Span
 from tdx.proto.problem import INCONSISTENT_LENGTH
-from tdx.proto.receiver import MAX_REPAIR_ROUNDS, UploadEvent, UploadState
+from tdx.proto.receiver import UploadEvent, UploadState
 
 
 @dataclass(frozen=True, slots=True)
