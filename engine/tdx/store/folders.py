@@ -141,8 +141,10 @@ class Folder:
     def write_intent(self, intent: dict[str, Any]) -> None:
         """Durably say what is about to be published."""
         write_file(self._system, INTENT, json.dumps(intent).encode("ascii"), dir_fd=self.fd, sync=True)
-        self._system.fsync(self.fd)
-        self.root()
+        if self._rooted:
+            self._system.fsync(self.fd)
+        else:
+            self.root()
 
     def intent(self) -> dict[str, Any] | None:
         """What was about to be published; None where nothing was, or the record is broken."""
