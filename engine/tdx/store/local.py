@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -17,7 +18,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from tdx.errors import ConfigError, NotFound, TdxError
+from tdx.errors import ConfigError, NotFound, StorageError, TdxError
 from tdx.integrity import MIB, MIN_EXTENT
 from tdx.model import FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.folders import DATA, JOURNAL, META, Folder, is_upload_id, read_meta, remove
@@ -31,6 +32,8 @@ from tdx.store.receipts import Receipts
 from tdx.store.rules import check_name, check_space, created, is_idle, matching
 from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, failure
 from tdx.store.upload import LocalUpload
+
+log = logging.getLogger(__name__)
 
 RESERVE: Final = 64 * MIB
 
@@ -232,24 +235,21 @@ class LocalStore:
         return Partial(upload, spec, max(each.st_ctime for each in found), found[0].st_blocks * 512)
 
     def existing(self, name: FileName) -> Existing | None:
-        file = self._tree.open_file(name)
-        if file is None:
-            return None
-        try:
-            return Existing(name, self._system.fstat(file).st_size)
-        finally:
-            self._system.close(file)
+        found = self._tree.look(name)
+        return Existing(name, found.st_size) if found is not None and stat.S_ISREG(found.st_mode) else None
 
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
-        file = self._tree.open_file(name)
-        if file is None:
-            return None
         try:
-            return extent_digests(self._system, file, extent_size)
-        except OSError as error:
-            raise failure(f"{name}: cannot be read", error) from error
-        finally:
-            self._system.close(file)
+            file = self._tree.open_file(name)
+            if file is None:
+                return None
+            try:
+                return extent_digests(self._system, file, extent_size)
+            finally:
+                self._system.close(file)
+        except (OSError, StorageError) as error:
+            log.warning("%r cannot be compared with what is being sent: %s", name, error)
+            return None
 
     def make_durable(self, path: str) -> int:
         return self._destination.make_durable(path)
