@@ -13,9 +13,10 @@ import pytest
 
 from store.conformance import EXTENT, content, publish, push, root_of, send, spec, visible
 from store.faulty import FaultySystem, Stopped, WithoutRenameat2
-from tdx.errors import Exists, NoSpace, NotFound, StorageError, TdxError, UploadBusy
+from tdx.errors import Exists, NoSpace, NotFound, StorageError, UploadBusy
 from tdx.model import Conflict, FileName, Outcome, Receipt, Span
 from tdx.store.local import LocalStore
+from tdx.store.port import Existing
 from tdx.store.receipts import Receipts
 from tdx.store.upload import LocalUpload
 
@@ -206,6 +207,7 @@ def test_everything_is_durable_before_the_next_step_builds_on_it(machine: Machin
     for step in wanted:
         assert step in steps[at:], (step, steps)
         at = steps.index(step, at) + 1
+    assert steps.count(f"fsync {folder}") == 1
 
 
 def test_mtime_and_permission_bits_travel_and_setuid_does_not(machine: Machine) -> None:
@@ -384,7 +386,7 @@ def test_what_a_publication_left_behind_does_not_expire_as_a_partial(tmp_path: P
     machine.kill()
 
 
-def test_a_file_in_a_folder_that_could_not_be_synced_is_acknowledged_only_after_a_later_sync(
+def test_a_file_in_a_folder_that_could_not_be_synced_is_acknowledged_by_a_new_start_only(
     machine: Machine,
 ) -> None:
     upload = machine.upload(name="f")
@@ -400,13 +402,42 @@ def test_a_file_in_a_folder_that_could_not_be_synced_is_acknowledged_only_after_
     with pytest.raises(StorageError):
         upload.write_at(memoryview(b"x"), 0)
     assert machine.store.receipt(upload.id) is None
+    assert upload.spoiled
     upload.close()
-    assert machine.store.recover() == []
-    assert machine.store.receipt(upload.id) is None
     machine.system.heal()
-    assert [each.path for each in machine.store.recover()] == ["f"]
+    # A sync that succeeds now may have written nothing of what that one could not.
+    assert machine.store.recover() == []
+    for call in (
+        lambda: machine.store.open(upload.id),
+        lambda: machine.store.make_durable("f"),
+        lambda: publish(machine.upload(Conflict.OVERWRITE, name="f"), DATA),
+        lambda: machine.store.create(spec("f", len(DATA))).settle(
+            Outcome.IDENTICAL, "f", root=root_of(DATA), verified=True
+        ),
+    ):
+        with pytest.raises(StorageError, match="restart the receiver"):
+            call()
+    assert machine.store.receipt(upload.id) is None
+    assert push(machine.store, b"other", "g").path == "g"
+    assert [each.path for each in machine.restart()] == ["f"]
     assert machine.store.receipt(upload.id) is not None
-    assert machine.visible() == {"f": DATA}
+    assert machine.visible() == {"f": DATA, "g": b"other"}
+
+
+def test_a_directory_whose_first_sync_fails_at_the_start_is_not_believed_by_the_second(
+    machine: Machine,
+) -> None:
+    upload = machine.upload(name="f")
+    machine.system.spoil("put receipt", Stopped())
+    with pytest.raises(Stopped):
+        publish(upload, DATA)
+    machine.kill()
+    machine.start()
+    machine.system.fail("fsync", errno.EIO)
+    assert machine.store.recover() == []
+    machine.system.heal()
+    assert machine.store.recover() == []
+    assert [each.path for each in machine.restart()] == ["f"]
 
 
 def test_a_receipt_that_could_not_be_stored_is_stored_by_the_repeated_commit(machine: Machine) -> None:
@@ -508,17 +539,27 @@ def test_an_identical_file_that_cannot_be_made_durable_is_not_acknowledged(
     push(machine.store, b"same", "f")
     upload = machine.store.create(spec("f", 4))
     machine.system.fail(call, errno.EIO)
-    with pytest.raises(TdxError):
+    with pytest.raises(StorageError):
         upload.settle(Outcome.IDENTICAL, "f", root=root_of(b"same"), verified=True)
     machine.system.heal()
+    if call == "fsync":
+        with pytest.raises(StorageError, match="restart the receiver"):
+            upload.settle(Outcome.IDENTICAL, "f", root=root_of(b"same"), verified=True)
+        upload.close()
+        machine.restart()
+        upload = machine.store.open(upload.id)
     upload.settle(Outcome.IDENTICAL, "f", root=root_of(b"same"), verified=True)
 
 
-def test_a_published_file_that_cannot_be_read_says_so(machine: Machine) -> None:
+@pytest.mark.parametrize(("call", "code"), [("open", errno.EACCES), ("preadv", errno.EIO)])
+def test_a_published_file_that_cannot_be_read_is_there_and_identical_to_nothing(
+    machine: Machine, call: str, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     push(machine.store, b"same", "f")
-    machine.system.fail("preadv", errno.EIO)
-    with pytest.raises(StorageError):
-        machine.store.existing_digests(FileName("f"), EXTENT)
-    machine.system.fail("open", errno.EACCES)
+    machine.system.fail(call, code, times=99)
+    assert machine.store.existing(FileName("f")) == Existing("f", 4)
+    assert machine.store.existing_digests(FileName("f"), EXTENT) is None
+    assert "'f' cannot be compared" in caplog.text
+    machine.system.fail("stat", errno.EIO)
     with pytest.raises(StorageError):
         machine.store.existing(FileName("f"))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from tdx.errors import BadName, Exists, NotFound, StorageError
 from tdx.model import Conflict, Outcome, Receipt, UploadId, UploadSpec
 from tdx.store.folders import DATA, Folder
-from tdx.store.paths import Tree
+from tdx.store.paths import RESTART, Tree
 from tdx.store.receipts import Receipts
 from tdx.store.rules import free_number
 from tdx.store.syscalls import UNSUPPORTED, System, failure
@@ -47,17 +47,23 @@ class Intent:
 
 
 class DirectoryNotDurable(StorageError):
-    """The file is under its final name, but its directory could not be synced."""
+    """The file is under its name, but its directory could not be synced."""
 
 
 class Destination:
-    """Where the uploads of one store are published, and their receipts kept."""
+    """Where the uploads of one store are published, and their receipts kept.
+
+    A name that could not be synced, file or directory, is *doubtful* as long as this object lives: the
+    kernel tells of a failure once, and the next sync may succeed without having written what
+    this one could not. So nothing under that name is acknowledged before a new start.
+    """
 
     def __init__(self, system: System, tree: Tree, receipts: Receipts, clock: Callable[[], float]) -> None:
         self._system = system
         self._tree = tree
         self._receipts = receipts
         self._clock = clock
+        self._doubtful: set[str] = set()
 
     def receipt(
         self,
@@ -113,6 +119,7 @@ class Destination:
                     verified=verified,
                     outcome=Outcome.PUBLISHED,
                 )
+                self._check_doubt(above + target)
                 folder.write_intent(Intent(inode, spec.expires_after, receipt).encode())
                 # The name may have been taken since it was chosen.
                 with contextlib.suppress(FileExistsError, IsADirectoryError):
@@ -170,12 +177,18 @@ class Destination:
         with contextlib.suppress(OSError):
             self._system.unlink(DATA, dir_fd=source)
 
+    def _check_doubt(self, path: str) -> None:
+        if path in self._doubtful:
+            raise StorageError(f"{path}: the disk failed to make it durable; {RESTART}")
+
     def _sync_directory(self, fd: int, path: str) -> None:
+        self._check_doubt(path)
         try:
             self._system.fsync(fd)
         except OSError as error:
+            self._doubtful.add(path)
             raise DirectoryNotDurable(
-                f"{path}: is in place, but its folder cannot be made durable: {error.strerror}"
+                f"{path}: is in place, but its folder cannot be made durable: {error.strerror}; {RESTART}"
             ) from error
 
     def finish(self, folder: Folder, receipt: Receipt, lifetime: float) -> None:
@@ -204,14 +217,22 @@ class Destination:
         if file is None:
             raise NotFound(f"{path}: is no longer there")
         try:
-            self._system.fsync(file)
+            self._check_doubt(path)
+            self._sync_file(file, path)
             with self._tree.parent(path, make=True) as (fd, _):
-                self._system.fsync(fd)
+                self._sync_directory(fd, path)
             return self._system.fstat(file).st_size
         except OSError as error:
             raise failure(f"{path}: cannot be made durable", error) from error
         finally:
             self._system.close(file)
+
+    def _sync_file(self, file: int, path: str) -> None:
+        try:
+            self._system.fsync(file)
+        except OSError:
+            self._doubtful.add(path)
+            raise
 
     def recover(self, folder: Folder) -> Receipt | None:
         """What a crash left of a claimed upload. Its receipt, if its file had already got its
