@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -170,16 +174,27 @@ def test_taildrop_defect_2_two_files_at_once_under_one_name_both_arrive_whole(
 ) -> None:
     other = random_file(source.with_name("other"), SIZE)
     url = f"{receiver.url}/files/same.bin"
-    slow = processes.curl("--limit-rate", "12M", "-T", source, url)
-    wait_until(lambda: receiver.staged > MIB, "the first is on its way")
-    second = processes.curl("-T", other, url)
-    assert second.status == 201
-    assert slow.running
+    with source.open("rb") as content, pipe() as (taken, given):
+        slow = processes.curl("-T", "-", url, stdin=taken)
+        given.write(content.read(3 * MIB))
+        wait_until(lambda: receiver.staged > MIB, "the first is on its way")
+        second = processes.curl("-T", other, url)
+        assert second.status == 201
+        assert slow.running
+        given.write(content.read())
     assert slow.status == 201
     assert receiver.published == sorted([slow.body["path"], second.body["path"]])
     assert len(receiver.published) == 2
     assert sha256_of(receiver.folder / slow.body["path"]) == sha256_of(source)
     assert sha256_of(receiver.folder / second.body["path"]) == sha256_of(other)
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """What is written to the second can be read from the first, until the block ends."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as taken, open(writing, "wb", buffering=0) as given:
+        yield taken, given
 
 
 @pytest.mark.parametrize("header", ["Origin: http://evil.example", "Referer: http://evil.example/page"])

@@ -13,6 +13,8 @@ import pytest
 from support.content import MIB, chosen_seed, random_file, sha256_of
 from support.processes import Processes, Push, Receiver, wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 ROUNDS = 20
 
 LARGE = 96 * MIB

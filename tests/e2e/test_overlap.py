@@ -59,8 +59,8 @@ def source(area: Path) -> Path:
 def test_of_two_overlapping_runs_the_newer_finishes_and_the_older_exits_with_75(
     processes: Processes, receiver: Receiver, source: Path, flags: tuple[str, ...]
 ) -> None:
-    older = processes.push(source, receiver.address, *flags, "--limit-rate", "32M")
-    wait_until(lambda: receiver.staged > 3 * EXTENT, "the older run is under way")
+    older = processes.push(source, receiver.address, *flags, "--limit-rate", "4M")
+    wait_until(lambda: receiver.staged > EXTENT + MIB, "the older run is under way")
     newer = processes.push(source, receiver.address, *flags)
     assert older.ends(75, "failed")["error"]["code"] == "superseded"
     end = newer.ends(0, "done")

@@ -15,7 +15,7 @@ from support.processes import Processes, Push, Receiver, reserve_port, wait_unti
 
 EXTENT = 4 * MIB
 SIZE = 40 * MIB + 4321
-RATE = "64M"
+RATE = "32M"
 
 NAMES = [
     "plain",
