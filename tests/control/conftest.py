@@ -17,14 +17,14 @@ def receiver(tmp_path: Path) -> Iterator[RunningReceiver]:
 
 
 class Impatient:
-    """Draws the shortest wait there is."""
+    """Draws short waits, that double all the same: 0.0125 s, 0.025 s and so on."""
 
     @staticmethod
     def random() -> float:
-        return 0.0
+        return 0.05
 
 
 @pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failures are followed by the next try at once."""
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are soon followed by the next try."""
     monkeypatch.setattr("tdx.control.client.random", Impatient)

@@ -180,16 +180,9 @@ class _Link:
 
 
 def at_random(seed: int, connections: int, within: int, kinds: tuple[str, ...] = ("cut", "reset")) -> Plan:
-    """One fault on each of the first ``connections``, after at most ``within`` bytes; then none.
-
-    What half-closes before its caller has been looked up identifies nobody, so an early
-    half-close is a cut.
-    """
+    """One fault on each of the first ``connections``, after at most ``within`` bytes; then none."""
     chance = random.Random(seed)
-    faults: list[Fault] = []
-    for _ in range(connections):
-        kind, after = chance.choice(kinds), chance.randrange(within)
-        faults.append(Fault("cut" if kind == "half-close" and after < 4 * PIECE else kind, after))
+    faults = [Fault(chance.choice(kinds), chance.randrange(within)) for _ in range(connections)]
     return lambda number: faults[number] if number < len(faults) else None
 
 
