@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict, cast, get_args, get_type_hints
 
 from tdx.errors import ConfigError
+from tdx.model import RESERVE
 from tdx.policy.admission import Limits
 
 Address = tuple[str, int]
@@ -37,7 +38,6 @@ Address = tuple[str, int]
 
 DEFAULT_PORT: Final = 8390
 DEFAULT_LISTEN: Final[tuple[Address, ...]] = (("127.0.0.1", DEFAULT_PORT),)
-DEFAULT_RESERVE: Final = 64 << 20
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -56,7 +56,7 @@ class ServeConfig:
     metrics: Address | None = None
     names: frozenset[str] = frozenset()
     allowed_origins: frozenset[str] = frozenset()
-    reserve: int = DEFAULT_RESERVE
+    reserve: int = RESERVE
     limits: Limits = Limits()  # noqa: RUF009  frozen
     log_level: str = "info"
 

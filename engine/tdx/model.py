@@ -16,6 +16,9 @@ FileName = NewType("FileName", str)
 """A checked name: relative, ``/`` between components. Only :mod:`tdx.proto.names` makes one."""
 
 
+RESERVE: Final = 64 << 20
+"""Bytes of the receiver's filesystem that stay free, unless told otherwise."""
+
 MAX_REPAIR_ROUNDS: Final = 3
 """How often a commit may be answered with extents to send again, in one run of a sender."""
 

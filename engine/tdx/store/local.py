@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from tdx.errors import ConfigError, NotFound, StorageError, TdxError
-from tdx.integrity import MIB, MIN_EXTENT
-from tdx.model import FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.integrity import MIN_EXTENT
+from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.folders import DATA, JOURNAL, META, Folder, is_upload_id, read_meta, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
@@ -34,8 +34,6 @@ from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, fa
 from tdx.store.upload import LocalUpload
 
 log = logging.getLogger(__name__)
-
-RESERVE: Final = 64 * MIB
 
 _UNFINISHED_AGE: Final = 3600.0
 """A folder without a meta may be one in the making; after this many seconds it is not."""
