@@ -147,6 +147,110 @@ def test_recording_goes_on_while_a_mark_waits_for_the_disk(upload: LocalUpload, 
     assert upload._state.recent() == {1, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("stuck", "path"),
+    [
+        ("pwrite", "journal"),
+        ("fdatasync", "journal"),
+        ("fsync", "meta.tmp"),
+        ("fsync", "uploads"),
+        ("fdatasync", "data"),
+    ],
+)
+def test_a_look_at_an_upload_never_waits_for_the_disk(
+    upload: LocalUpload, system: OnDisk, stuck: str, path: str
+) -> None:
+    send(upload, DATA, range(2))
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def slow(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == stuck and os.readlink(f"/proc/self/fd/{arguments[0]}").endswith(f"/{path}"):
+            waiting.set()
+            assert go_on.wait(60)
+
+    def work() -> None:
+        upload.invalidate([1])
+        upload.refresh(spec(length=len(DATA), key="k2"))
+        send(upload, DATA, range(1, 3))
+        upload.mark()
+
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append((upload.held, upload.digests, upload.tails, upload.suspects, upload.still_needed()))
+        seen.append((upload.epoch, upload.spec, upload.spoiled))
+
+    system.before = slow
+    worker, looker = threading.Thread(target=work), threading.Thread(target=look, daemon=True)
+    worker.start()
+    assert waiting.wait(60)
+    looker.start()
+    looker.join(10)
+    stood_still = looker.is_alive()
+    go_on.set()
+    worker.join()
+    assert not stood_still
+    assert len(seen) == 2
+    assert set(upload.digests) == {0, 1, 2}
+
+
+def test_a_piece_is_claimed_only_once_it_is_in_the_journal(upload: LocalUpload, system: OnDisk) -> None:
+    before: list[bool] = []
+
+    def note(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "pwrite" and arguments[0] == upload._folder.journal:
+            before.append(bool(upload.held))
+
+    system.before = note
+    send(upload, DATA, range(1))
+    assert before == [False]
+    assert list(upload.held) == [Span(0, EXTENT)]
+
+
+def test_a_piece_that_was_on_its_way_when_a_sync_failed_is_lost_or_refused(
+    store: LocalStore, system: OnDisk
+) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    send(upload, DATA, range(1))
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def failing(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "pwrite" and arguments[0] == upload._folder.journal and not waiting.is_set():
+            waiting.set()
+            assert go_on.wait(60)
+        if called == "fdatasync" and arguments[0] == upload._folder.data:
+            raise OSError(errno.EIO, "gone")
+
+    outcomes: list[str] = []
+
+    def attempt(work: Any) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+                outcomes.append("done")
+            except StorageError:
+                outcomes.append("refused")
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    system.before = failing
+    threads = [attempt(lambda: send(upload, DATA, range(1, 2)))]
+    assert waiting.wait(60)
+    threads += [attempt(lambda: send(upload, DATA, range(2, 3))), attempt(upload.mark)]
+    while not upload.spoiled:
+        go_on.wait(0.001)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) in (["done", "refused", "refused"], ["done", "done", "refused"])
+    system.heal()
+    assert not upload.held
+    upload.close()
+    assert not store.open(upload.id).held
+
+
 def test_a_second_mark_is_not_started_while_one_runs(
     upload: LocalUpload, system: OnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

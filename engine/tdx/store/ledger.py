@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from tdx.model import UploadSpec
 from tdx.store.folders import Folder
 from tdx.store.journal import Record, Session, State, encode, replay
@@ -9,7 +11,12 @@ from tdx.store.syscalls import System, failure
 
 
 class Ledger:
-    """Appends records to a claimed folder's journal and keeps the state in step. Not thread-safe."""
+    """Appends records to a claimed folder's journal and keeps the state in step.
+
+    ``writing`` is held by whoever decides on records and appends them, and for as long as the disk
+    likes; ``lock`` only for the instant in which the state changes. Under either the
+    state can be read, so that a look at it never waits for the disk.
+    """
 
     def __init__(self, system: System, folder: Folder, spec: UploadSpec, session: Session) -> None:
         """Replay the journal, cut it where it is torn, and begin a session in it.
@@ -19,6 +26,8 @@ class Ledger:
         self._system = system
         self._folder = folder
         self._name = spec.name
+        self.writing = threading.Lock()
+        self.lock = threading.Lock()
         self.state = State(spec.extent_size, spec.length, spec.holes)
         try:
             self._end, self._chain = replay(folder.read_journal(), self.state, folder.upload)
@@ -28,8 +37,9 @@ class Ledger:
         self.append([Record.session(session)])
 
     def append(self, records: list[Record]) -> None:
-        """A record counts only once all of it is written; what a failure leaves behind is
-        overwritten by the next, and the chain of checksums excludes anything after that."""
+        """Under ``writing``, without ``lock``. A record counts only once all of it is written; what a
+        failure leaves behind is overwritten by the next, and the chain of checksums excludes
+        anything after that. NoSpace, StorageError."""
         chain = self._chain
         data = b""
         for record in records:
@@ -47,8 +57,9 @@ class Ledger:
             data = data[done:]
         self._end = at
         self._chain = chain
-        for record in records:
-            self.state.apply(record)
+        with self.lock:
+            for record in records:
+                self.state.apply(record)
 
     def sync(self) -> None:
         """Make the journal, and the folder it lies in, durable. OSError."""

@@ -1,8 +1,9 @@
 """One claimed upload on the local disk: its bytes, its journal, and its end.
 
-Locks: ``_lock`` guards the journal, the state and the phase, and is never held while
-file data is written, read or synced; ``_marking`` lets one sync of the data run at a
-time. Whoever ends the upload waits until no call is inside it any more, so that no
+Locks: ``_lock`` guards the state and the phase, and is never held while the disk is waited
+for; the ledger's ``writing`` is held by whoever appends to the journal, ``_describing``
+by whoever replaces the meta; ``_marking`` lets one sync of the data run at a time. They
+are taken in the order ``_describing``, ``writing``, ``_lock``. Whoever ends the upload waits until no call is inside it any more, so that no
 write lands in a published file or on a descriptor that has come to mean another file.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
 from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
@@ -66,7 +67,8 @@ class LocalUpload:
         self._writeback = writeback
         self._umask = umask
         self._ended = ended
-        self._lock = threading.Lock()
+        self._lock = ledger.lock
+        self._describing = threading.Lock()
         self._gate = Gate(spec.name, self._lock)
         self._marking = threading.Lock()
         self._ruined = False
@@ -123,6 +125,7 @@ class LocalUpload:
         with self._lock:
             if self._gate.phase is Phase.ENDED or not self._needed:
                 return 0
+            # Answered from memory, so it may be asked under the lock that keeps it open.
             return max(0, self._needed - self._system.fstat(self._folder.data).st_blocks * 512)
 
     # --- bytes ------------------------------------------------------------------------
@@ -173,19 +176,29 @@ class LocalUpload:
 
     def record(self, piece: Piece) -> None:
         record = Record.piece(piece)
-        with self._lock:
-            self._gate.check()
-            if not self._state.fits(record):
-                raise ValueError(
-                    f"not a piece of this upload: {piece.span}, {len(piece.digest)} bytes of digest"
-                )
-            self._ledger.append([record])
-            self._gathered += len(piece.span)
-            if self._background is None and self._mark_is_due():
-                self._background = threading.Thread(
-                    target=self._mark_in_background, name="tdx-mark", daemon=True
-                )
-                self._background.start()
+        with self._gate.inside():
+            with self._appending():
+                if not self._state.fits(record):
+                    raise ValueError(
+                        f"not a piece of this upload: {piece.span}, {len(piece.digest)} bytes of digest"
+                    )
+                self._ledger.append([record])
+            with self._lock:
+                self._gathered += len(piece.span)
+                if self._background is None and self._mark_is_due():
+                    self._background = threading.Thread(
+                        target=self._mark_in_background, name="tdx-mark", daemon=True
+                    )
+                    self._background.start()
+
+    @contextlib.contextmanager
+    def _appending(self) -> Generator[None]:
+        """The journal is this thread's; StorageError where a failed sync has spoiled the upload,
+        for nothing may be claimed after what is lost has been named."""
+        with self._ledger.writing:
+            with self._lock:
+                self._gate.check_poison()
+            yield
 
     def _mark_is_due(self) -> bool:
         return self._gathered >= MARK_BYTES or self._system.monotonic() - self._marked_at >= MARK_SECONDS
@@ -209,8 +222,9 @@ class LocalUpload:
                 covered = self._state.count
                 gathered = self._gathered
             self._durably(lambda: self._system.fdatasync(self._folder.data))
-            with self._lock:
+            with self._appending():
                 self._ledger.append([Record.mark(covered)])
+            with self._lock:
                 self._gathered -= gathered
                 self._marked_at = self._system.monotonic()
             self._sync_journal()
@@ -220,7 +234,7 @@ class LocalUpload:
             self._forget(extents)
 
     def _forget(self, extents: Iterable[int]) -> None:
-        with self._lock:
+        with self._appending():
             known = [index for index in extents if self._state.known(index)]
             self._ledger.append([Record.invalidate(first, end) for first, end in runs(known)])
         self._sync_journal()
@@ -235,7 +249,7 @@ class LocalUpload:
                 if entry is None:
                     continue
                 same = self._digest_of(entry.piece.span, buffer) == entry.piece.digest
-                with self._lock:
+                with self._appending():
                     if self._state.entry(index) is not entry:
                         continue
                     if not same:
@@ -262,36 +276,38 @@ class LocalUpload:
         try:
             sync()
         except OSError as error:
+            poison = f"{self._spec.name}: the disk failed to make data durable: {error.strerror}"
             with self._lock:
-                self._gate.poison = (
-                    f"{self._spec.name}: the disk failed to make data durable: {error.strerror}"
-                )
+                self._gate.poison = poison
+            with self._ledger.writing:
                 try:
                     lost = runs(self._state.recent())
                     self._ledger.append([Record.invalidate(first, end) for first, end in lost])
                     self._system.fdatasync(self._folder.journal)
                 except (TdxError, OSError):
                     self._ruined = True
-            raise StorageError(self._gate.poison) from error
+            raise StorageError(poison) from error
 
     # --- the specification --------------------------------------------------------------
 
     def raise_epoch(self) -> int:
         with self._gate.inside():
-            with self._lock:
+            with self._appending():
                 epoch = self._state.epoch + 1
                 self._ledger.append([Record.epoch(epoch)])
             self._sync_journal()
             return epoch
 
     def refresh(self, spec: UploadSpec) -> None:
-        with self._gate.inside(), self._lock:
+        with self._gate.inside(), self._describing:
             self._write_spec(refreshed(self._spec, spec))
 
     def set_length(self, length: int) -> None:
-        with self._gate.inside(), self._lock:
+        # No record meanwhile: it might not fit the length.
+        with self._gate.inside(), self._describing, self._appending():
             self._write_spec(lengthened(self._spec, self._state, length))
-            self._state.length = length
+            with self._lock:
+                self._state.length = length
 
     def _write_spec(self, spec: UploadSpec) -> None:
         if spec == self._spec:
