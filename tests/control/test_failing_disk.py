@@ -48,6 +48,7 @@ def test_identical_is_not_said_of_a_file_that_cannot_be_synced(
     answer = receiver.request("PUT", "/files/f", CONTENT, keyed(CONTENT, "b"))
     assert (answer.status, answer.problem) == (500, "storage")
     system.heal()
+    receiver.restart()
     assert (
         receiver.request("PUT", "/files/f", CONTENT, keyed(CONTENT, "c")).document["outcome"] == "identical"
     )

@@ -122,18 +122,16 @@ class TestRanges:
             receiver.has_bodies(3)
             for wire, (start, end) in zip(wires, spans, strict=True):
                 wire.send(CONTENT[start + 10 : end])
-            for wire, (start, end) in zip(wires, spans, strict=True):
+            for wire in wires:
                 answer = wire.answer()
                 assert answer.status == 200
-                digest = digest_of(CONTENT[start:end]).hex()
-                assert answer.document["digests"] == {str(start // EXTENT): digest}
         assert upload.commit(receiver, CONTENT).status == 200
         assert receiver.visible() == {"f": CONTENT}
 
     def test_one_range_may_carry_many_extents(self, receiver: RunningReceiver) -> None:
         upload = open_upload(receiver, "f", SIZE)
         answer = upload.put(receiver, 0, CONTENT, SIZE)
-        assert list(answer.document["digests"]) == ["0", "1", "2"]  # type: ignore[call-overload]
+        assert receiver.request("GET", upload.target).document["held"] == [[0, SIZE]]
         stages = answer.document["stages"]
         assert isinstance(stages, dict)
         assert stages["receive"] > 0
@@ -186,7 +184,7 @@ class TestRanges:
         other = bytes(SIZE)
         with receiver.connect() as wire:
             answer = wire.send(upload.range_head(0, SIZE, SIZE) + CONTENT[:EXTENT] + other[EXTENT:]).answer()
-            assert list(answer.document["digests"]) == ["0", "2"]  # type: ignore[call-overload]
+            assert answer.status == 200
             assert wire.request("GET", "/v1/hello").status == 200
         assert receiver.metrics.discarded_bytes.value(("held",)) == EXTENT
         expected = CONTENT[: 2 * EXTENT] + other[2 * EXTENT :]

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
+from tdx.config import DEFAULT_PORT
 from tdx.control.connection import Connection, endpoint_of
 from tdx.control.workers import Workers
 from tdx.data.sockets import readable
@@ -17,7 +18,6 @@ from tdx.identity.port import Endpoint, Identity
 from tdx.identity.registry import Identities
 from tdx.model import Owner
 
-DEFAULT_PORT: Final = 8390
 CONNECT_TIMEOUT: Final = 10.0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from tdx.control.messages import digests_differ
@@ -19,7 +20,7 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, Hasher, Root, extent_count, new_hasher
-from tdx.model import MAX_REPAIR_ROUNDS, Conflict, Outcome, Receipt, Span
+from tdx.model import MAX_REPAIR_ROUNDS, Conflict, Outcome, Receipt, Span, Stages
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent, UploadState
 
@@ -106,7 +107,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
 
 
 @contextlib.contextmanager
-def _committing(session: Session) -> Iterator[None]:
+def _committing(session: Session) -> Generator[None]:
     """No body starts in here; what does not end the upload leaves it open again."""
     session.machine.handle(UploadEvent.COMMIT)
     try:
@@ -135,7 +136,9 @@ async def _settle_identical(
 
 
 async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
+    started = time.perf_counter()
     receipt = await session.workers.at_length(session.upload.publish, root=root, verified=verified)
+    session.metrics.add_stages(Stages(sync=time.perf_counter() - started))
     session.machine.handle(UploadEvent.PUBLISH)
     return receipt
 

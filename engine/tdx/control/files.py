@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -163,7 +163,7 @@ def _only_new(exchange: Exchange) -> bool:
 
 
 @contextlib.contextmanager
-def _precondition(exchange: Exchange) -> Iterator[None]:
+def _precondition(exchange: Exchange) -> Generator[None]:
     """Where the name was to be free (RFC 9110 section 13.1.2), say so in that request's own words."""
     try:
         yield
@@ -264,6 +264,8 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     length = None if stated is None else fields.parse_integer(stated)
     check_size(receiver, length)
     spec = spec_of(exchange, name, length)
+    if spec.source_id is None:
+        spec = replace(spec, expires_after=PLAIN_EXPIRY)
     existing = await receiver.workers.on_disk(receiver.store.existing, name)
     same_size = existing is not None and existing.size == length
     if existing is not None and spec.conflict is Conflict.SKIP:

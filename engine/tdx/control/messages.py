@@ -31,7 +31,6 @@ from tdx.proto.fields import format_digest
 from tdx.proto.head import RequestHead, format_response
 
 JSON_TYPE: Final = "application/json"
-PROBLEM_TYPE: Final = "application/problem+json"
 PROCESSING_SECONDS: Final = 5.0
 SKIPPED_AT_MOST: Final = 65536
 
@@ -64,7 +63,7 @@ def json_response(status: int, document: object, fields: Iterable[tuple[str, str
 
 def problem_response(error: TdxError) -> Response:
     status, body = problem.render(error)
-    fields = [("Content-Type", PROBLEM_TYPE)]
+    fields = [("Content-Type", problem.MEDIA_TYPE)]
     if isinstance(error, OffsetMismatch):
         fields.append(("Upload-Offset", str(error.offset)))
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:

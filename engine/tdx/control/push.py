@@ -60,13 +60,7 @@ class FilePush:
         self._extent_size = extent_size_for(source.length)
         self._count = extent_count(source.length, self._extent_size)
         self._digests: dict[int, bytes] = {}
-        self._log = DigestLog.open(
-            options.state / "digests",
-            source.source_id,
-            source.stat_key,
-            self._extent_size,
-            trustworthy=not source.young(time.time()),
-        )
+        self._log: DigestLog
         tally.total = source.length
 
     async def run(self) -> PushResult:
@@ -76,10 +70,19 @@ class FilePush:
         if self._count <= 1:
             document, root = await self._push_whole()
         else:
-            with self._log:
+            with self._open_log() as self._log:
                 document, root = await self._push_upload()
         seconds = asyncio.get_running_loop().time() - started
         return receipt_of(document, self._tally, seconds, root)
+
+    def _open_log(self) -> DigestLog:
+        return DigestLog.open(
+            self._options.state / "digests",
+            self._source.source_id,
+            self._source.stat_key,
+            self._extent_size,
+            trustworthy=not self._source.young(time.time()),
+        )
 
     def _meta(self) -> list[tuple[str, str]]:
         return [
@@ -95,9 +98,12 @@ class FilePush:
         self._source.check_unchanged()
         self._tally.phase = "sending"
         self._machine.handle(PushEvent.OPEN)
-        answer = await put_whole(self._client, self._target, content, self._meta(), self._pace, self._tally)
+        digest = digest_of(content)
+        answer = await put_whole(
+            self._client, self._target, content, digest, self._meta(), self._pace, self._tally
+        )
         self._machine.handle(PushEvent.RECEIPT)
-        digests = [digest_of(content)] if self._count else []
+        digests = [digest] if self._count else []
         return answer.document(), str(Root.over(digests, self._length, self._extent_size))
 
     # --- many extents ----------------------------------------------------------
@@ -132,13 +138,9 @@ class FilePush:
         return answer.document(), self._root()
 
     def _take_zero_digests(self, holes: list[Span]) -> None:
-        size = self._extent_size
-        zeros = RangeSet(holes)
-        for hole in holes:
-            for index in extents_of(hole, size):
-                span = extent_span(index, self._length, size)
-                if zeros.covers(span):
-                    self._digests[index] = zero_digest(len(span))
+        for hole in holes:  # each is a run of whole extents
+            for index in extents_of(hole, self._extent_size):
+                self._digests[index] = zero_digest(len(self._span(index)))
 
     async def _create(self, holes: list[Span]) -> Answer:
         request = [

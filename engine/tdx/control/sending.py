@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -227,12 +227,10 @@ class Sending:
         return asyncio.get_running_loop().time()
 
 
-def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(failure: BaseException) -> BaseException:
     """The first plain exception in a group, however deep."""
-    first: BaseException = failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
+    nested: Sequence[BaseException] = getattr(failure, "exceptions", ())
+    return first_of(nested[0]) if nested else failure
 
 
 def add_their_stages(total: Stages, reported: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,9 +55,8 @@ class Writer:
 
 @dataclass(slots=True)
 class Received:
-    """What one body brought: whole extents in order of completion, and where time went."""
+    """What one body brought, and where the time went."""
 
-    digests: dict[int, bytes] = field(default_factory=dict[int, bytes])
     stages: Stages = field(default_factory=Stages)
     bytes: int = 0
 
@@ -114,7 +113,7 @@ class Session:
         return bool(self._users or self._writers) or self.gate.locked()
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> Generator[None]:
         """Keep the upload from being taken for an abandoned one between a request's steps."""
         self._users += 1
         try:
@@ -173,7 +172,7 @@ class Session:
             raise ProtocolError(f"the upload ends at {whole}, the body at {end}", type=INCONSISTENT_LENGTH)
         span = Span(start, end)
         with self._writing(exchange, extents_of(span, size), in_order=True) as writer:
-            carried = await self.workers.on_disk(self._restore_hasher, start)
+            carried = await self.workers.on_disk(self._restore_hasher, start) if start % size else None
             held = self.upload.digests
             spans = cut(span, size)
 
@@ -206,7 +205,7 @@ class Session:
         return hasher
 
     @contextlib.contextmanager
-    def _writing(self, exchange: Exchange, extents: range, *, in_order: bool) -> Iterator[Writer]:
+    def _writing(self, exchange: Exchange, extents: range, *, in_order: bool) -> Generator[Writer]:
         """Register a body: what it may write is its own until the block ends. Nothing is awaited
         between the caller's checks and the lease."""
         self.machine.handle(UploadEvent.BODY)
@@ -256,7 +255,6 @@ class Session:
             if limit is not None and span.end > limit:
                 raise TooLarge(f"a file of more than {limit} bytes")
             upload.record(Piece(Span(index * size, span.end), digest))
-            received.digests[index] = digest
 
         def broke_off(span: Span, digest: bytes) -> None:
             if in_order:

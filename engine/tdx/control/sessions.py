@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, Hashable
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -129,7 +129,7 @@ class Sessions:
         return session
 
     @contextlib.asynccontextmanager
-    async def alone(self, upload: UploadId, owner: Owner) -> AsyncIterator[Session]:
+    async def alone(self, upload: UploadId, owner: Owner) -> AsyncGenerator[Session]:
         """As :meth:`get`, with the session's gate held."""
         while True:
             session = await self.get(upload, owner)
@@ -169,7 +169,7 @@ class Sessions:
         return session
 
     @contextlib.asynccontextmanager
-    async def one_with_key(self, owner: Owner, key: str) -> AsyncIterator[None]:
+    async def one_with_key(self, owner: Owner, key: str) -> AsyncGenerator[None]:
         """One request with this key at a time, so that a repetition finds the receipt of
         the first. A first one whose body has not ended never will: it is cut off."""
         for session in list(self._open.values()):

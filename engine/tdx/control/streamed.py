@@ -71,7 +71,9 @@ class StreamPush:
 
     async def _push_short(self, content: memoryview) -> tuple[Answer, str]:
         self._tally.total, self._tally.phase = len(content), "sending"
-        answer = await put_whole(self._client, self._target, content, self._meta, self._pace, self._tally)
+        answer = await put_whole(
+            self._client, self._target, content, digest_of(content), self._meta, self._pace, self._tally
+        )
         size = extent_size_for(len(content))
         spans = cut(Span(0, len(content)), size) if content else ()
         digests = [digest_of(content[span.start : span.end]) for span in spans]

@@ -57,7 +57,6 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
     return json_response(
         200,
         {
-            "digests": {str(index): digest.hex() for index, digest in received.digests.items()},
             "stages": received.stages.as_dict(),
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from typing import Final
 
 from tdx.control.client import Answer, Client, Fields
@@ -12,7 +12,7 @@ from tdx.control.progress import Tally
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.send import send_buffer
 from tdx.errors import ProtocolError
-from tdx.integrity import ALGORITHM, digest_of
+from tdx.integrity import ALGORITHM
 from tdx.model import Span
 from tdx.proto.fields import format_digest
 
@@ -22,17 +22,23 @@ is asked first."""
 
 
 async def put_whole(
-    client: Client, target: str, content: memoryview, meta: Fields, pace: Pace, tally: Tally
+    client: Client,
+    target: str,
+    content: memoryview,
+    digest: bytes,
+    meta: Fields,
+    pace: Pace,
+    tally: Tally,
 ) -> Answer:
-    """PUT ``content`` and return the receiver's receipt.
+    """PUT ``content``, whose XXH3-128 is ``digest``, and return the receiver's receipt.
 
     The random key makes a repetition safe: a receiver that had published before its
     answer was lost answers again instead of storing a second copy.
     """
     sent_fields = [
         *meta,
-        ("Tdx-Upload-Key", secrets.token_hex(16)),
-        ("Content-Digest", format_digest(ALGORITHM, digest_of(content))),
+        ("Tdx-Upload-Key", os.urandom(16).hex()),
+        ("Content-Digest", format_digest(ALGORITHM, digest)),
     ]
 
     async def attempt() -> Answer:
