@@ -567,6 +567,47 @@ def test_the_reserve_is_never_promised(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("spliced", [False, True], ids=["written", "spliced"])
+def test_an_upload_of_unknown_length_stops_at_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, spliced: bool
+) -> None:
+    monkeypatch.setattr(upload_module, "SPACE_BYTES", 4 * EXTENT)
+    system = OnDisk()
+    system.free = 100 * EXTENT
+    store = LocalStore(tmp_path / "inbox", tmp_path / "state", reserve=50 * EXTENT, system=system)
+    upload = store.create(spec(length=None))
+    known = store.create(spec("known", length=EXTENT))
+    block = memoryview(bytes(EXTENT))
+
+    def write(number: int) -> None:
+        if spliced:
+            os.pwrite(upload.descriptor, block, number * EXTENT)
+            upload.wrote(number * EXTENT, EXTENT)
+        else:
+            upload.write_at(block, number * EXTENT)
+
+    system.log.clear()
+    for number in range(8):
+        write(number)
+    assert system.log.count("fstatvfs") == 2
+    system.free = 50 * EXTENT
+    for number in range(8, 11):
+        write(number)
+    for _ in range(2):
+        with pytest.raises(NoSpace, match="reserve"):
+            write(11)
+    known.write_at(block, 0)
+    system.free = 51 * EXTENT
+    write(11)
+    system.fail("fstatvfs", errno.EIO)
+    for number in range(12, 15):
+        write(number)
+    with pytest.raises(StorageError):
+        write(15)
+    system.heal()
+    store.close()
+
+
 # --- the journal on the disk -----------------------------------------------------------------
 
 

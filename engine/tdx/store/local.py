@@ -133,6 +133,7 @@ class LocalStore:
             self._destination,
             writeback=self._writeback,
             umask=self._umask,
+            unreserved=self._unreserved,
             ended=self._forget,
         )
         with self._lock:
@@ -159,11 +160,15 @@ class LocalStore:
     def _free(self) -> int:
         """Under the lock."""
         try:
-            disk = self._system.fstatvfs(self._tree.fd)
             running = sum(upload.still_needed() for upload in self._running.values())
+            return self._unreserved() - running - sum(self._promised.values())
         except OSError as error:
             raise failure("free space cannot be told", error) from error
-        return disk.f_bavail * disk.f_frsize - self._reserve - running - sum(self._promised.values())
+
+    def _unreserved(self) -> int:
+        """What is free beyond the reserve, whoever it is promised to. OSError."""
+        disk = self._system.fstatvfs(self._tree.fd)
+        return disk.f_bavail * disk.f_frsize - self._reserve
 
     def _preallocate(self, fd: int, spec: UploadSpec) -> None:
         ranges = data_ranges(spec.length or 0, spec.extent_size, spec.holes)

@@ -1,10 +1,11 @@
 """One claimed upload on the local disk: its bytes, its journal, and its end.
 
-Locks: ``_lock`` guards the state and the phase, and is never held while the disk is waited
-for; the ledger's ``writing`` is held by whoever appends to the journal, ``_describing``
-by whoever replaces the meta; ``_marking`` lets one sync of the data run at a time. They
-are taken in the order ``_describing``, ``writing``, ``_lock``. Whoever ends the upload waits until no call is inside it any more, so that no
-write lands in a published file or on a descriptor that has come to mean another file.
+Locks: ``_lock`` guards the state and the phase, and is never held while the disk is
+waited for; the ledger's ``writing`` is held by whoever appends to the journal,
+``_describing`` by whoever replaces the meta; ``_marking`` lets one sync of the data run at a
+time. They are taken in the order ``_describing``, ``writing``, ``_lock``. Whoever ends the
+upload waits until no call is inside it any more, so that no write lands in a published
+file or on a descriptor that has come to mean another file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
-from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
+from tdx.errors import NoSpace, NotFound, ProtocolError, StorageError, TdxError
 from tdx.integrity import MIB
 from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
@@ -36,6 +37,10 @@ MARK_SECONDS: Final = 30.0
 """A durability mark is due when this much, or for this long, has gathered since the last."""
 
 
+SPACE_BYTES: Final = 16 * MIB
+"""Free space is looked at each time an upload of unknown length has grown by this much."""
+
+
 class LocalUpload:
     """See :class:`tdx.store.port.Upload` and :class:`tdx.store.port.HasDescriptor`.
 
@@ -54,10 +59,12 @@ class LocalUpload:
         *,
         writeback: bool,
         umask: int,
+        unreserved: Callable[[], int],
         ended: Callable[[UploadId], None],
     ) -> None:
-        """``ledger`` is that of the claimed ``folder``, whose data is open. ``ended`` is called
-        once, when the claim is given up."""
+        """``ledger`` is that of the claimed ``folder``, whose data is open. ``unreserved`` tells the
+        bytes that are free on the disk beyond its reserve, cheaply. ``ended`` is
+        called once, when the claim is given up."""
         self._system = system
         self._folder = folder
         self._spec = spec
@@ -66,6 +73,7 @@ class LocalUpload:
         self._destination = destination
         self._writeback = writeback
         self._umask = umask
+        self._unreserved = unreserved
         self._ended = ended
         self._lock = ledger.lock
         self._describing = threading.Lock()
@@ -74,6 +82,7 @@ class LocalUpload:
         self._ruined = False
         self._placed: Receipt | None = None
         self._gathered = 0
+        self._grown = 0
         self._marked_at = system.monotonic()
         self._background: threading.Thread | None = None
         self._needed = needed_bytes(spec)
@@ -135,6 +144,7 @@ class LocalUpload:
         if length is not None and offset + len(data) > length:
             raise ProtocolError(f"{self._spec.name}: bytes beyond the length of {length}")
         with self._gate.inside():
+            self._grow(len(data))
             try:
                 at = offset
                 rest = data
@@ -153,7 +163,27 @@ class LocalUpload:
 
     def wrote(self, offset: int, length: int) -> None:
         with self._gate.inside():
+            self._grow(length)
             self._start_writeback(offset, length)
+
+    def _grow(self, size: int) -> None:
+        """NoSpace once an upload whose length nobody could check has come to the disk's reserve."""
+        if self._spec.length is not None:
+            return
+        with self._lock:
+            self._grown += size
+            if self._grown < SPACE_BYTES:
+                return
+            self._grown = 0
+        try:
+            free = self._unreserved()
+        except OSError as error:
+            raise failure("free space cannot be told", error) from error
+        if free <= 0:
+            with self._lock:
+                # The next bytes ask again.
+                self._grown = SPACE_BYTES
+            raise NoSpace(f"{self._spec.name}: the disk is full up to its reserve", free=0)
 
     def _start_writeback(self, offset: int, length: int) -> None:
         first = offset // WRITEBACK_WINDOW
