@@ -27,7 +27,8 @@ from pathlib import Path
 
 from tdx.data.body import IdentityBody
 from tdx.data.port import Cancel, ReceiveHooks, SendHooks, Slot
-from tdx.data.probe import choose_receive, choose_send
+from tdx.data.probe import choose_receive
+from tdx.data.send import choose_send
 from tdx.data.sockets import to_worker
 from tdx.integrity import Root, cut, extent_size_for
 from tdx.model import Span

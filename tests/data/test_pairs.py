@@ -27,8 +27,8 @@ from support.datakit import (
     unix_pair,
 )
 from tdx.data.port import BUFFER, Cancel
-from tdx.data.probe import choose_receive, choose_send
-from tdx.data.send import send_buffer
+from tdx.data.probe import choose_receive
+from tdx.data.send import choose_send, send_buffer
 from tdx.integrity import cut
 from tdx.model import Span
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 from support.datakit import STALL, FileSink, MemorySink, identity_body, unix_pair
 from tdx.data.body import ChunkedBody, IdentityBody
 from tdx.data.port import Cancel
-from tdx.data.probe import PUMPS, RECEIVE_PUMPS, SEND_PUMPS, choose_receive, choose_send
+from tdx.data.probe import choose_receive
+from tdx.data.send import choose_send
 from tdx.errors import UsageError
 from tdx.proto.chunked import ChunkedDecoder
 
@@ -35,8 +38,17 @@ def file_sink(tmp_path: Path) -> Iterator[FileSink]:
     sink.close()
 
 
-def test_every_name_is_somebody_s() -> None:
-    assert set(PUMPS) == set(SEND_PUMPS) | set(RECEIVE_PUMPS)
+def test_a_sender_loads_no_receiving_pump() -> None:
+    script = "import sys, tdx.control.push; print([name for name in sys.modules if name in sys.argv[1:]])"
+    unneeded = ["tdx.data.receive", "tdx.data.splice", "tdx.proto.receiver"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *unneeded],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("wish", ["sendfile", "buffered"])

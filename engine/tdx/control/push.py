@@ -14,7 +14,7 @@ from tdx.control.progress import PushResult, Tally, receipt_of
 from tdx.control.sending import OpenUpload, Sending, first_of
 from tdx.control.whole import put_whole
 from tdx.data.port import Cancel
-from tdx.data.probe import choose_send
+from tdx.data.send import choose_send
 from tdx.data.source import Source
 from tdx.errors import ExtentsDiffer, Interrupted, ProtocolError, VerificationFailed
 from tdx.integrity import Root, digest_of, extent_count, extent_size_for, extent_span, extents_of, zero_digest

@@ -1,43 +1,25 @@
-"""Which pump moves a body: forced by name, or the fastest that works here."""
+"""Which pump receives a body: forced by name, or the fastest that works here.
+
+Its counterpart is :func:`tdx.data.send.choose_send`; apart, so that a sender loads no receiving pump.
+"""
 
 from __future__ import annotations
 
 import os
-import stat
 from typing import Final
 
-from tdx.data.port import Body, DescriptorSink, RawBody, ReceivePump, SendPump, Sink
+from tdx.data.port import Body, DescriptorSink, RawBody, ReceivePump, Sink
 from tdx.data.receive import BufferedReceive
-from tdx.data.send import BufferedSend, SendfileSend
 from tdx.data.splice import SpliceReceive
 from tdx.errors import UsageError
 
-AUTO: Final = "auto"
-SEND_PUMPS: Final = (AUTO, "sendfile", "buffered")
-"""Names for the sender (``tdx push --pump``)."""
-RECEIVE_PUMPS: Final = (AUTO, "splice", "buffered")
-"""Names for the receiver."""
-PUMPS: Final = (AUTO, "sendfile", "splice", "buffered")
-"""Every name there is."""
-
-
-def choose_send(wish: str | None, descriptor: int) -> SendPump:
-    """The pump to send ``descriptor`` with; None and "auto" leave the choice to measurement
-    (docs/decisions/001-pumps.md). UsageError for a name that does not exist or cannot work here."""
-    if wish == "buffered":
-        return BufferedSend()
-    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-    works = hasattr(os, "sendfile") and regular
-    if wish == "sendfile" and not works:
-        lack = "the source is not a regular file" if not regular else "this system has no sendfile"
-        raise UsageError(f"--pump sendfile cannot work: {lack}")
-    if wish not in (None, *SEND_PUMPS):
-        raise UsageError(f"no sending pump is called {wish!r}; choose one of {', '.join(SEND_PUMPS)}")
-    return SendfileSend() if works else BufferedSend()
+RECEIVE_PUMPS: Final = ("auto", "splice", "buffered")
+"""Names for the receiver (``tdx serve --pump``)."""
 
 
 def choose_receive(wish: str | None, sink: Sink, body: Body) -> ReceivePump:
-    """The pump to receive ``body`` into ``sink`` with; as :func:`choose_send`."""
+    """The pump to receive ``body`` into ``sink`` with; None and "auto" leave the choice to measurement
+    (docs/decisions/001-pumps.md). UsageError for a name that does not exist or cannot work here."""
     if wish == "splice":
         if not hasattr(os, "splice"):
             raise UsageError("--pump splice cannot work: this system has no splice")

@@ -6,16 +6,20 @@ import errno
 import math
 import os
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Final, NoReturn
 
 from tdx.data.buffers import BUFFERS
-from tdx.data.port import BUFFER, TICK, Cancel, EarlyAnswer, SendHooks
+from tdx.data.port import BUFFER, TICK, Cancel, EarlyAnswer, SendHooks, SendPump
 from tdx.data.sockets import Patience, has_answer, readable
-from tdx.errors import ConnectionLost, SourceChanged, SourceError
+from tdx.errors import ConnectionLost, SourceChanged, SourceError, UsageError
 from tdx.integrity import new_hasher
 from tdx.model import Span, Stages
+
+SEND_PUMPS: Final = ("auto", "sendfile", "buffered")
+"""Names for the sender (``tdx push --pump``)."""
 
 SMOOTH: Final = 0.1
 """Seconds between the pieces of a paced window, at most."""
@@ -214,6 +218,21 @@ class BufferedSend:
     ) -> Stages:
         """See :class:`tdx.data.port.SendPump`."""
         return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, zero_copy=False)
+
+
+def choose_send(wish: str | None, descriptor: int) -> SendPump:
+    """The pump to send ``descriptor`` with; None and "auto" leave the choice to measurement
+    (docs/decisions/001-pumps.md). UsageError for a name that does not exist or cannot work here."""
+    if wish == "buffered":
+        return BufferedSend()
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    works = hasattr(os, "sendfile") and regular
+    if wish == "sendfile" and not works:
+        lack = "the source is not a regular file" if not regular else "this system has no sendfile"
+        raise UsageError(f"--pump sendfile cannot work: {lack}")
+    if wish not in (None, *SEND_PUMPS):
+        raise UsageError(f"no sending pump is called {wish!r}; choose one of {', '.join(SEND_PUMPS)}")
+    return SendfileSend() if works else BufferedSend()
 
 
 def _send_file(
