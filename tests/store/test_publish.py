@@ -15,8 +15,10 @@ from store.conformance import EXTENT, content, publish, push, root_of, send, spe
 from store.faulty import FaultySystem, Stopped, WithoutRenameat2
 from tdx.errors import Exists, NoSpace, NotFound, StorageError, UploadBusy
 from tdx.model import Conflict, FileName, Outcome, Receipt, Span
+from tdx.store.folders import Folder
 from tdx.store.local import LocalStore
 from tdx.store.port import Existing
+from tdx.store.publish import Destination
 from tdx.store.receipts import Receipts
 from tdx.store.upload import LocalUpload
 
@@ -478,7 +480,44 @@ def test_an_intent_whose_name_carries_another_file_is_taken_back(machine: Machin
     assert publish(again, DATA).path == "f (1)"
 
 
-@pytest.mark.parametrize("intent", [b"", b"{", b"[]", b"{}", b'{"inode": 1, "lifetime": 1, "receipt": {}}'])
+def test_one_upload_that_defies_recovery_keeps_no_receiver_from_starting(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploads = [machine.upload(name=name) for name in "ab"]
+    for each in uploads:
+        machine.system.spoil("put receipt", Stopped())
+        with pytest.raises(Stopped):
+            publish(each, DATA)
+    machine.kill()
+    machine.start()
+    bad = min(each.id for each in uploads)
+    recover = Destination.recover
+
+    def defiant(self: Destination, folder: Folder) -> Receipt | None:
+        if folder.upload == bad:
+            raise RuntimeError("never thought of")
+        return recover(self, folder)
+
+    monkeypatch.setattr(Destination, "recover", defiant)
+    assert len(machine.store.recover()) == 1
+    assert bad in caplog.text
+
+
+BROKEN_INTENTS = [
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b'{"inode": 1, "lifetime": 1, "receipt": {}}',
+    b'{"inode": Infinity, "lifetime": 1, "receipt": {"outcome": "published", "path": "f"}}',
+    (
+        b'{"inode": 1, "lifetime": 1, "receipt": {"upload": "u", "owner": "o", "key": null, "name": "f", '
+        b'"path": 5, "size": 1, "root": "r", "verified": true, "outcome": "published", "published_at": 1}}'
+    ),
+]
+
+
+@pytest.mark.parametrize("intent", BROKEN_INTENTS)
 def test_a_broken_intent_is_taken_back(machine: Machine, intent: bytes) -> None:
     upload = machine.upload(name="f")
     (machine.inbox / ".tdx" / "uploads" / upload.id / "intent").write_bytes(intent)

@@ -8,13 +8,14 @@ afterwards: whoever held it before may have published or removed the upload.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 from typing import Any, Final, cast
 
-from tdx.errors import NotFound, UploadBusy
+from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
 from tdx.model import UploadId, UploadSpec
 from tdx.store import meta
 from tdx.store.paths import DIRECTORY, read_all, read_small, replace_file, write_file
@@ -28,6 +29,33 @@ INTENT: Final = "intent"
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _OPEN: Final = os.O_RDWR | os.O_NOFOLLOW
 _MAKE: Final = _OPEN | os.O_CREAT | os.O_EXCL
+
+
+_UNREADABLE: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EBADMSG,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENODATA,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EUCLEAN,
+    }
+)
+"""What is wrong with the file or the disk under it, and not with the moment."""
+
+
+class Unreadable(StorageError):
+    """The disk no longer gives an upload's journal or meta, so nothing of it can be claimed."""
+
+
+def unreadable(what: str, error: OSError) -> TdxError:
+    """Unreadable, or the error of a call that may succeed at another time."""
+    if error.errno in _UNREADABLE:
+        return Unreadable(f"{what}: {error.strerror or error}")
+    return failure(what, error)
 
 
 def is_upload_id(name: str) -> bool:
@@ -75,7 +103,7 @@ class Folder:
         except FileNotFoundError as error:
             raise NotFound("no such upload") from error
         except OSError as error:
-            raise failure("the upload cannot be opened", error) from error
+            raise unreadable("the upload's journal cannot be opened", error) from error
         try:
             system.flock(folder.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not folder._linked():
@@ -124,11 +152,18 @@ class Folder:
         return True
 
     def read_journal(self) -> bytes:
-        return read_all(self._system, self.journal)
+        """Unreadable, or StorageError."""
+        try:
+            return read_all(self._system, self.journal)
+        except OSError as error:
+            raise unreadable("the upload's journal cannot be read", error) from error
 
     def spec(self) -> UploadSpec:
-        """NotFound where the meta is missing or broken."""
-        found = read_meta(self._system, self.fd)
+        """NotFound where the meta is missing or broken; Unreadable, or StorageError."""
+        try:
+            found = read_meta(self._system, self.fd)
+        except OSError as error:
+            raise unreadable("the upload's meta cannot be read", error) from error
         if found is None:
             raise NotFound("no such upload")
         return found

@@ -40,9 +40,11 @@ class Intent:
 
     @classmethod
     def decode(cls, document: dict[str, Any]) -> Intent:
-        """KeyError, TypeError or ValueError for anything that is not an intent."""
+        """KeyError, OverflowError, TypeError or ValueError for anything that is not an intent."""
         receipt = dict(document["receipt"])
         receipt["outcome"] = Outcome(receipt["outcome"])
+        if not isinstance(receipt["path"], str):
+            raise TypeError("a path that is no text")
         return cls(int(document["inode"]), float(document["lifetime"]), Receipt(**receipt))
 
 
@@ -273,5 +275,5 @@ def _intent_in(folder: Folder) -> Intent | None:
     found = folder.intent()
     try:
         return None if found is None else Intent.decode(found)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None
