@@ -15,6 +15,7 @@ import pytest
 
 from store.conformance import EXTENT, ME, content, publish, push, send, spec, visible
 from store.faulty import FaultySystem, Stopped
+from tdx.data.port import DescriptorSink
 from tdx.errors import NoSpace, NotFound, StorageError, UploadBusy
 from tdx.integrity import MIB, digest_of, extent_size_for, zero_digest
 from tdx.model import FileName, Span, UploadId, UploadSpec
@@ -22,7 +23,7 @@ from tdx.store import upload as upload_module
 from tdx.store.gate import Phase
 from tdx.store.journal import RECORD_SIZE
 from tdx.store.local import LocalStore
-from tdx.store.port import HasDescriptor, Piece
+from tdx.store.port import Piece
 from tdx.store.syscalls import BTRFS, TMPFS
 from tdx.store.upload import WRITEBACK_WINDOW, LocalUpload
 
@@ -477,7 +478,7 @@ def test_writeback_starts_when_a_window_is_full(store: LocalStore, system: OnDis
     assert started == [(0, WRITEBACK_WINDOW)]
     upload.wrote(WRITEBACK_WINDOW, 2 * WRITEBACK_WINDOW + 5)
     assert started[1:] == [(WRITEBACK_WINDOW, 2 * WRITEBACK_WINDOW)]
-    assert isinstance(upload, HasDescriptor)
+    assert isinstance(upload, DescriptorSink)
 
 
 def test_in_memory_there_is_nothing_to_write_back_and_nothing_to_allocate(tmp_path: Path) -> None:
@@ -651,7 +652,7 @@ def test_a_failed_append_does_not_hide_later_records(store: LocalStore) -> None:
     assert set(store.open(upload.id).digests) == {0, 2, 3}
 
 
-@pytest.mark.parametrize("call", ["read", "ftruncate", "pwrite", "flock", "fstat", "open"])
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite", "flock", "fstat"])
 def test_an_upload_that_cannot_be_opened_says_so_and_is_kept(
     store: LocalStore, system: OnDisk, call: str
 ) -> None:
@@ -681,6 +682,79 @@ def test_an_upload_that_cannot_be_made_leaves_nothing(
     system.heal()
     assert len(system.fds) == opened
     assert store._upload_ids() == []
+
+
+@pytest.mark.parametrize("broken", ["journal", "meta"])
+def test_an_upload_that_the_disk_no_longer_gives_makes_way_for_a_new_push(
+    store: LocalStore, system: OnDisk, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = store.create(spec(length=len(DATA), source_id="s"))
+    send(upload, DATA, range(2))
+    upload.close()
+    opened = len(system.fds)
+
+    def lost(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "read" and os.readlink(f"/proc/self/fd/{arguments[0]}").endswith(f"/{broken}"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    system.before = lost
+    with pytest.raises(NotFound):
+        store.open(upload.id)
+    assert len(system.fds) == opened
+    assert f"removing the upload {upload.id}" in caplog.text
+    assert store.find(ME, FileName("disk.img"), len(DATA), "s") == []
+    assert store._upload_ids() == []
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["at opening", "at the start"])
+def test_an_upload_whose_journal_cannot_even_be_opened_is_removed(
+    store: LocalStore, tmp_path: Path, *, start: bool
+) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    upload.close()
+    journal = folder_of(tmp_path, upload) / "journal"
+    journal.unlink()
+    journal.symlink_to("elsewhere")
+    beside = LocalStore(tmp_path / "inbox", tmp_path / "state", exclusive=False)
+    with pytest.raises(StorageError):
+        beside.open(upload.id)
+    assert beside.recover() == []
+    beside.close()
+    assert store._upload_ids() == [upload.id]
+    if start:
+        assert store.recover() == []
+    else:
+        with pytest.raises(NotFound):
+            store.open(upload.id)
+    assert store._upload_ids() == []
+
+
+def test_an_upload_that_only_now_cannot_be_opened_is_kept(store: LocalStore, system: OnDisk) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    send(upload, DATA, range(2))
+    upload.close()
+    for call, skip in (("open", 0), ("open", 1), ("read", 0)):
+        system.fail(call, errno.ENOMEM, skip=skip)
+        with pytest.raises(StorageError):
+            store.open(upload.id)
+        system.heal()
+    assert set(store.open(upload.id).digests) == {0, 1}
+
+
+def test_an_unreadable_upload_that_cannot_be_removed_is_logged(
+    store: LocalStore, system: OnDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    upload.close()
+
+    def broken(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "read" or (called == "unlink" and arguments[0] == "meta"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    system.before = broken
+    with pytest.raises(NotFound):
+        store.open(upload.id)
+    assert f"the upload {upload.id} cannot be removed" in caplog.text
 
 
 def test_an_unlinked_upload_is_not_claimed(store: LocalStore, system: OnDisk, upload: LocalUpload) -> None:
@@ -835,15 +909,19 @@ def test_an_upload_published_after_a_crash_but_not_recovered_yet_is_not_expired_
     assert visible(str(tmp_path / "inbox")) == {"disk.img": DATA}
 
 
-def test_one_unreadable_upload_hides_no_other(store: LocalStore, system: OnDisk) -> None:
-    uploads = [store.create(spec(str(number))) for number in range(2)]
-    for each in uploads:
+def test_one_unreadable_upload_hides_no_other_and_is_logged(
+    store: LocalStore, system: OnDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploads = sorted(store.create(spec(str(number))).id for number in range(2))
+    for call, found in ((store.partials, 1), (store.recover, 0), (lambda: store.expire(1e12), 0)):
+        # Those in use are nothing to speak of.
+        caplog.clear()
+        system.fail("open", errno.ENOMEM)
+        assert len(call()) == found
+        assert [record.getMessage().split()[2] for record in caplog.records] == [uploads[0]]
+    for each in list(store._running.values()):
         each.close()
-    system.fail("open", errno.EIO)
-    assert len(store.partials()) == 1
-    system.fail("open", errno.EIO)
-    assert store.recover() == []
-    system.fail("open", errno.EIO)
+    system.fail("open", errno.ENOMEM)
     assert len(store.expire(1e12)) == 1
     system.fail("unlink", errno.EIO)
     assert store.expire(1e12) == []

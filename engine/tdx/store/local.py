@@ -18,10 +18,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
-from tdx.errors import ConfigError, NotFound, StorageError, TdxError
+from tdx.errors import ConfigError, NotFound, StorageError, TdxError, UploadBusy
 from tdx.integrity import MIN_EXTENT
 from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
-from tdx.store.folders import DATA, JOURNAL, META, Folder, is_upload_id, read_meta, remove
+from tdx.store.folders import DATA, JOURNAL, META, Folder, Unreadable, is_upload_id, read_meta, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
 from tdx.store.paths import DIRECTORY, OWN, Tree, open_folder, open_own, read_small, write_all, write_file
@@ -40,7 +40,7 @@ _UNFINISHED_AGE: Final = 3600.0
 
 
 class LocalStore:
-    """See :class:`tdx.store.port.Store`. Its uploads have the capability HasDescriptor."""
+    """See :class:`tdx.store.port.Store`. Its uploads offer descriptors."""
 
     def __init__(
         self,
@@ -111,6 +111,15 @@ class LocalStore:
                 raise
 
     def open(self, upload: UploadId) -> LocalUpload:
+        try:
+            return self._open(upload)
+        except Unreadable as error:
+            # It can make no claim, and kept it would stand in the way of every new push of its source.
+            if not self._remove_unreadable(upload, error):
+                raise
+            raise NotFound("no such upload") from error
+
+    def _open(self, upload: UploadId) -> LocalUpload:
         folder = Folder.claim(self._system, self._uploads, upload)
         try:
             self._destination.recover(folder)
@@ -123,6 +132,19 @@ class LocalStore:
         except BaseException:
             folder.close()
             raise
+
+    def _remove_unreadable(self, upload: UploadId, error: Unreadable) -> bool:
+        """Whether this receiver, which alone makes uploads here and does not have this one open, took
+        it away: without a journal there is no claim to take first."""
+        with self._lock:
+            if not self._exclusive or upload in self._running:
+                return False
+        log.warning("removing the upload %s: %s", upload, error)
+        try:
+            remove(self._system, self._uploads, upload)
+        except OSError as failed:
+            log.warning("the upload %s cannot be removed: %s", upload, failed)
+        return True
 
     def _begin(self, folder: Folder, spec: UploadSpec) -> LocalUpload:
         upload = LocalUpload(
@@ -204,11 +226,14 @@ class LocalStore:
     def partials(self) -> list[Partial]:
         found: list[Partial] = []
         for upload in self._upload_ids():
-            # One that cannot be looked at must not hide the others.
-            with contextlib.suppress(TdxError):
+            try:
                 partial = self._partial(upload)
-                if partial is not None:
-                    found.append(partial)
+            except TdxError as error:
+                # It must not hide the others.
+                log.warning("the upload %s cannot be looked at: %s", upload, error)
+                continue
+            if partial is not None:
+                found.append(partial)
         return found
 
     def _upload_ids(self) -> list[UploadId]:
@@ -268,17 +293,26 @@ class LocalStore:
     def recover(self) -> list[Receipt]:
         receipts: list[Receipt] = []
         for upload in self._upload_ids():
-            # One that is in use, or cannot be recovered now, stays for the next start.
-            with contextlib.suppress(TdxError):
+            try:
                 receipt = self._recover(upload)
-                if receipt is not None:
-                    receipts.append(receipt)
+            except UploadBusy:
+                continue
+            except Exception as error:
+                # Whatever is wrong with it stays for the next start, and keeps nobody from this one.
+                log.warning("the upload %s cannot be recovered: %r", upload, error)
+                continue
+            if receipt is not None:
+                receipts.append(receipt)
         return receipts
 
     def _recover(self, upload: UploadId) -> Receipt | None:
         try:
             with self._claimed(upload) as folder:
                 return self._destination.recover(folder)
+        except Unreadable as error:
+            if not self._remove_unreadable(upload, error):
+                raise
+            return None
         except NotFound:
             # Killed while it was made or removed. Where others may make uploads, it may be one in the making.
             if self._exclusive:
@@ -289,17 +323,28 @@ class LocalStore:
     def expire(self, now: float, older_than: float | None = None) -> list[Partial]:
         removed: list[Partial] = []
         for upload in self._upload_ids():
-            # One that is in use, or cannot be removed now, stays.
-            with contextlib.suppress(TdxError):
-                partial = self._partial(upload)
-                if partial is None:
-                    self._remove_unfinished(upload, now)
-                elif is_idle(partial, now, older_than):
-                    with self._claimed(upload) as folder:
-                        if self._expire_claimed(folder, now, older_than):
-                            removed.append(partial)
+            try:
+                partial = self._expire(upload, now, older_than)
+            except (UploadBusy, NotFound):
+                continue
+            except TdxError as error:
+                log.warning("the upload %s cannot be looked at or removed: %s", upload, error)
+                continue
+            if partial is not None:
+                removed.append(partial)
         self._receipts.expire(now)
         return removed
+
+    def _expire(self, upload: UploadId, now: float, older_than: float | None) -> Partial | None:
+        """The partial, if it is removed."""
+        partial = self._partial(upload)
+        if partial is None:
+            self._remove_unfinished(upload, now)
+        elif is_idle(partial, now, older_than):
+            with self._claimed(upload) as folder:
+                if self._expire_claimed(folder, now, older_than):
+                    return partial
+        return None
 
     def _expire_claimed(self, folder: Folder, now: float, older_than: float | None) -> bool:
         # It may have been used, or published, between the look and the claim.
