@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
+from tdx.model import FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 
 
@@ -51,6 +51,10 @@ class Piece:
 
 class Upload(Protocol):
     """One claimed upload. Methods may be called from several threads at once.
+
+    One whose bytes lie in a file of this machine may also be a ``DescriptorSink``
+    (``tdx.data.port``), structurally: whoever writes through its ``descriptor``, which is
+    open until :meth:`close`, calls ``wrote`` after each write.
 
     Only the holder of the claim has one; a second :meth:`Store.open` of the
     same id raises :class:`tdx.errors.UploadBusy` until :meth:`close`.
@@ -162,23 +166,6 @@ class Upload(Protocol):
         ...
 
 
-@runtime_checkable
-class HasDescriptor(Protocol):
-    """Capability of an upload whose bytes lie in a file of this machine.
-
-    ``descriptor`` is open for reading and writing until :meth:`Upload.close`; a
-    caller that writes through it calls :meth:`wrote` after each write.
-    """
-
-    @property
-    def descriptor(self) -> int: ...
-
-    def wrote(self, offset: int, length: int) -> None:
-        """Tell the store that bytes were written through the descriptor, so that it can
-        spread writeback."""
-        ...
-
-
 class Store(Protocol):
     """A folder of published files and the uploads on their way to it."""
 
@@ -240,14 +227,3 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-__all__ = [
-    "Conflict",
-    "Existing",
-    "HasDescriptor",
-    "Partial",
-    "Piece",
-    "Store",
-    "Upload",
-]

@@ -42,7 +42,7 @@ SPACE_BYTES: Final = 16 * MIB
 
 
 class LocalUpload:
-    """See :class:`tdx.store.port.Upload` and :class:`tdx.store.port.HasDescriptor`.
+    """See :class:`tdx.store.port.Upload`; it offers its descriptor.
 
     After a failed sync the upload is *poisoned*: the extents since the last mark are
     forgotten, and every call but :meth:`discard` and :meth:`close` raises StorageError.
