@@ -30,7 +30,7 @@ def opened(
 def written(folder: Path, count: int = 3) -> Path:
     with opened(folder) as log:
         for n in range(count):
-            log.append(n, digest(n))
+            log.append(n, digest(n), trusted=True)
     (path,) = folder.iterdir()
     return path
 
@@ -39,8 +39,8 @@ def test_what_was_appended_is_there_in_the_next_run(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "digests"
     with opened(folder) as log:
         assert log.digests() == {}
-        log.append(5, digest(5))
-        log.append(0, digest(0))
+        log.append(5, digest(5), trusted=True)
+        log.append(0, digest(0), trusted=True)
         assert log.digests() == {5: digest(5), 0: digest(0)}
     with opened(folder) as log:
         assert log.digests() == {5: digest(5), 0: digest(0)}
@@ -55,8 +55,8 @@ def test_nobody_else_may_look(tmp_path: Path) -> None:
 
 def test_the_last_digest_of_an_extent_counts(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
-        log.append(1, digest(1))
-        log.append(1, digest(2))
+        log.append(1, digest(1), trusted=True)
+        log.append(1, digest(2), trusted=True)
     with opened(tmp_path) as log:
         assert log.digests() == {1: digest(2)}
 
@@ -79,7 +79,7 @@ def test_another_state_starts_the_log_anew(tmp_path: Path, changed: dict[str, st
     written(tmp_path)
     with opened(tmp_path, **changed) as log:  # type: ignore[arg-type]
         assert log.digests() == {}
-        log.append(7, digest(7))
+        log.append(7, digest(7), trusted=True)
     with opened(tmp_path, **changed) as log:  # type: ignore[arg-type]
         assert log.digests() == {7: digest(7)}
     with opened(tmp_path) as log:
@@ -90,7 +90,7 @@ def test_another_source_has_another_log(tmp_path: Path) -> None:
     written(tmp_path)
     with opened(tmp_path, source="../../other") as log:
         assert log.digests() == {}
-        log.append(1, digest(1))
+        log.append(1, digest(1), trusted=True)
     assert len(list(tmp_path.iterdir())) == 2
     with opened(tmp_path) as log:
         assert len(log.digests()) == 3
@@ -98,18 +98,18 @@ def test_another_source_has_another_log(tmp_path: Path) -> None:
 
 def test_a_run_that_saw_an_older_state_adds_nothing_to_the_newer_log(tmp_path: Path) -> None:
     with opened(tmp_path, "older") as older, opened(tmp_path, "newer") as newer:
-        older.append(0, digest(0))
-        newer.append(1, digest(1))
-        older.append(2, digest(2))
+        older.append(0, digest(0), trusted=True)
+        newer.append(1, digest(1), trusted=True)
+        older.append(2, digest(2), trusted=True)
     with opened(tmp_path, "newer") as log:
         assert log.digests() == {1: digest(1)}
 
 
 def test_two_runs_of_one_state_share_the_log(tmp_path: Path) -> None:
     with opened(tmp_path) as one, opened(tmp_path) as other:
-        one.append(0, digest(0))
-        other.append(1, digest(1))
-        one.append(2, digest(2))
+        one.append(0, digest(0), trusted=True)
+        other.append(1, digest(1), trusted=True)
+        one.append(2, digest(2), trusted=True)
     with opened(tmp_path) as log:
         assert log.digests() == {n: digest(n) for n in range(3)}
 
@@ -119,14 +119,14 @@ def test_a_young_source_gets_nothing_from_the_past_and_leaves_nothing(tmp_path: 
     before = path.read_bytes()
     with opened(tmp_path, trustworthy=False) as log:
         assert log.digests() == {}
-        log.append(8, digest(8))
+        log.append(8, digest(8), trusted=False)
         assert log.digests() == {8: digest(8)}
     assert path.read_bytes() == before
 
 
 def test_a_source_that_has_come_of_age_is_written_from_then_on(tmp_path: Path) -> None:
     with opened(tmp_path, trustworthy=False) as log:
-        log.append(0, digest(0))
+        log.append(0, digest(0), trusted=False)
         log.append(1, digest(1), trusted=True)
         log.append(2, digest(2), trusted=False)
     with opened(tmp_path) as log:
@@ -150,7 +150,7 @@ def test_a_torn_log_keeps_every_whole_record_and_goes_on(
     kept = 0 if cut < whole.index(b"\n") else sum(1 for at in record_ends(whole) if at <= cut)
     with opened(folder) as log:
         assert log.digests() == {n: digest(n) for n in range(kept)}
-        log.append(99, digest(99))
+        log.append(99, digest(99), trusted=True)
     with opened(folder) as log:
         expected = {n: digest(n) for n in range(kept)} if cut > whole.index(b"\n") else {}
         assert log.digests() == expected | {99: digest(99)}
@@ -191,7 +191,7 @@ def test_threads_may_append_at_once(tmp_path: Path) -> None:
 
         def every_fourth(first: int) -> None:
             for n in range(first, 400, 4):
-                log.append(n, digest(n))
+                log.append(n, digest(n), trusted=True)
 
         threads = [threading.Thread(target=every_fourth, args=(first,)) for first in range(4)]
         for thread in threads:
@@ -208,7 +208,7 @@ def test_after_closing_it_remembers_but_writes_no_more(tmp_path: Path) -> None:
     log = opened(tmp_path)
     log.close()
     log.close()
-    log.append(50, digest(50))
+    log.append(50, digest(50), trusted=True)
     assert log.digests()[50] == digest(50)
     assert path.read_bytes() == before
 
@@ -231,8 +231,8 @@ def test_an_unusable_state_directory_never_fails_a_push(tmp_path: Path, obstacle
             os.mkfifo(path)
     with opened(folder) as log:
         assert log.digests() == {}
-        log.append(0, digest(0))
-        log.append(1, digest(1))
+        log.append(0, digest(0), trusted=True)
+        log.append(1, digest(1), trusted=True)
         assert log.digests() == {0: digest(0), 1: digest(1)}
     if obstacle == "link":
         assert elsewhere.read_text() == "precious"
@@ -254,14 +254,14 @@ def test_a_full_disk_never_fails_a_push_and_spoils_no_record(
     monkeypatch.setattr(os, "write", write)
     with opened(tmp_path) as log:
         for n in range(10):
-            log.append(n, digest(n))
+            log.append(n, digest(n), trusted=True)
         assert len(log.digests()) == 10
     monkeypatch.undo()
     with opened(tmp_path) as log:
         kept = log.digests()
         assert 0 < len(kept) < 10
         assert kept.items() <= {n: digest(n) for n in range(10)}.items()
-        log.append(11, digest(11))
+        log.append(11, digest(11), trusted=True)
     with opened(tmp_path) as log:
         assert log.digests() == kept | {11: digest(11)}
 
@@ -272,7 +272,7 @@ def test_a_disk_too_full_for_the_header_never_fails_a_push(
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:5]))
     with opened(tmp_path) as log:
-        log.append(0, digest(0))
+        log.append(0, digest(0), trusted=True)
     monkeypatch.undo()
     assert written(tmp_path, 1).stat().st_size > 5
     with opened(tmp_path) as log:
@@ -282,7 +282,7 @@ def test_a_disk_too_full_for_the_header_never_fails_a_push(
 def test_old_logs_are_pruned_and_nothing_else(tmp_path: Path) -> None:
     for source in ("old", "new"):
         with opened(tmp_path, source=source) as log:
-            log.append(0, digest(0))
+            log.append(0, digest(0), trusted=True)
         newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         os.utime(newest, (0, 1000.0 if source == "old" else 2000.0))
     other = tmp_path / "notes.txt"

@@ -30,10 +30,9 @@ class DigestLog:
     keep the log of one source.
     """
 
-    def __init__(self, path: Path, header: str, *, trustworthy: bool) -> None:
+    def __init__(self, path: Path, header: str) -> None:
         self._path = path
         self._header = header
-        self._trustworthy = trustworthy
         self._lock = threading.Lock()
         self._digests: dict[int, bytes] = {}
         self._written: dict[int, bytes] = {}
@@ -48,13 +47,12 @@ class DigestLog:
 
         Digests recorded for another ``stat_key`` or extent size are not seen, and go with the
         first new one written. ``trustworthy``: the source is not young (see
-        ``Source.young``); otherwise nothing is taken from the past, and nothing is written
-        unless :meth:`append` is told that it may be.
+        ``Source.young``); otherwise nothing is taken from the past.
         """
         # The name of the file is hashed so that whatever the id is, it stays in the folder.
         path = folder / (digest_of(source_id.encode(errors="surrogatepass")).hex() + _SUFFIX)
         header = f"tdx-digests 1 {extent_size} {digest_of(stat_key.encode(errors='surrogatepass')).hex()}"
-        log = cls(path, header, trustworthy=trustworthy)
+        log = cls(path, header)
         if trustworthy:
             log._load()
         return log
@@ -80,12 +78,12 @@ class DigestLog:
         with self._lock:
             return self._digests.copy()
 
-    def append(self, index: int, digest: bytes, *, trusted: bool | None = None) -> None:
+    def append(self, index: int, digest: bytes, *, trusted: bool) -> None:
         """Remember a digest: one small write, no sync. ``trusted`` says whether the source
-        was no longer young when the reading of this extent began; None: as at opening."""
+        was no longer young when the reading of this extent began; otherwise only this run knows."""
         with self._lock:
             self._digests[index] = digest
-            if trusted if trusted is not None else self._trustworthy:
+            if trusted:
                 self._write(index, digest)
 
     @staticmethod
