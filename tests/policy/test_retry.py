@@ -27,47 +27,40 @@ LOST = errors.ConnectionLost("gone")
 
 def test_waits_double_up_to_the_cap_and_then_it_gives_up() -> None:
     retrier = Retrier(RetryPolicy(retries=8, base=0.25, cap=15.0), Fixed(1.0))
-    waits = [retrier.failed(LOST, 0.0) for _ in range(9)]
+    waits = [retrier.failed(LOST) for _ in range(9)]
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, None]
 
 
 def test_progress_makes_the_next_failure_the_first() -> None:
     retrier = Retrier(RetryPolicy(retries=2), Fixed(1.0))
     for _ in range(100):
-        assert retrier.failed(LOST, 0.0) == 0.25
-        assert retrier.failed(LOST, 0.0) == 0.5
-        assert retrier.failed(LOST, 0.0) is None
+        assert retrier.failed(LOST) == 0.25
+        assert retrier.failed(LOST) == 0.5
+        assert retrier.failed(LOST) is None
         retrier.progressed()
 
 
 @pytest.mark.parametrize("error", errors.leaves()[1:])
 def test_permanent_errors_are_never_tried_again(error: type[errors.TdxError]) -> None:
     instance = error.__new__(error)
-    wait = Retrier(RetryPolicy(), Fixed(0.5)).failed(instance, 0.0)
+    wait = Retrier(RetryPolicy(), Fixed(0.5)).failed(instance)
     assert (wait is None) == (error.permanent or error is errors.NoSpace)
 
 
 def test_no_retries_means_none() -> None:
-    assert Retrier(RetryPolicy(retries=0), Fixed(0.0)).failed(LOST, 0.0) is None
-
-
-def test_a_wait_that_reaches_the_deadline_is_not_begun() -> None:
-    retrier = Retrier(RetryPolicy(base=1.0), Fixed(1.0), deadline=10.0)
-    assert retrier.failed(LOST, 8.9) == 1.0
-    assert retrier.failed(LOST, 8.0) is None
-    assert retrier.failed(LOST, 20.0) is None
+    assert Retrier(RetryPolicy(retries=0), Fixed(0.0)).failed(LOST) is None
 
 
 def test_very_many_retries_never_overflow() -> None:
     retrier = Retrier(RetryPolicy(retries=5000), Fixed(1.0))
-    assert [retrier.failed(LOST, 0.0) for _ in range(5000)][-1] == 15.0
+    assert [retrier.failed(LOST) for _ in range(5000)][-1] == 15.0
 
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(5, 60))
 def test_jitter_stays_inside_the_ceiling(seed: int, base: float, cap: float) -> None:
     retrier = Retrier(RetryPolicy(retries=20, base=base, cap=cap), random.Random(seed))
     for n in range(20):
-        wait = retrier.failed(LOST, 0.0)
+        wait = retrier.failed(LOST)
         assert wait is not None
         assert 0.0 <= wait <= min(cap, base * 2**n)
 

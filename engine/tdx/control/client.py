@@ -174,7 +174,7 @@ class Client:
             raise Interrupted(f"{self.peer} no longer has this upload; run the push again") from error
         if isinstance(error, Unreachable) and not self._pool.met:
             raise error
-        wait = retrier.failed(error, asyncio.get_running_loop().time())
+        wait = retrier.failed(error)
         if wait is None:
             if isinstance(error, Unreachable):
                 raise ConnectionLost(f"{error.message}; run again with --resume") from error

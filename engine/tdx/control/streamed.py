@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
@@ -36,7 +36,7 @@ class StreamPush:
         self._target = "/files/" + encode_name(check_name(name))
         self._meta = [("Tdx-Conflict", conflict.value)]
         # Made up, so that a repeated creation replaces the upload whose id got lost.
-        self._source = ("Tdx-Source", secrets.token_hex(16))
+        self._source = ("Tdx-Source", os.urandom(16).hex())
         self._pace = pace
         self._tally = tally
         self._cancel = Cancel()

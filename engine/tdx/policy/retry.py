@@ -32,21 +32,16 @@ class RetryPolicy:
 
 
 class Retrier:
-    """Counts failures in a row and says how long to wait after each.
+    """Counts failures in a row and says how long to wait after each."""
 
-    ``deadline`` (monotonic seconds) is the end of the whole run: a wait that would
-    reach it is not worth beginning.
-    """
-
-    def __init__(self, policy: RetryPolicy, rng: Randomness, *, deadline: float | None = None) -> None:
+    def __init__(self, policy: RetryPolicy, rng: Randomness) -> None:
         self._policy = policy
         self._rng = rng
-        self._deadline = deadline
         self._failures = 0
 
-    def failed(self, error: TdxError, now: float) -> float | None:
+    def failed(self, error: TdxError) -> float | None:
         """Seconds to wait before the next try; None: give up, because the error is
-        permanent, the retries are used up or the deadline would be reached."""
+        permanent or the retries are used up."""
         if error.permanent or self._failures >= self._policy.retries:
             return None
         ceiling = self._policy.cap
@@ -54,8 +49,6 @@ class Retrier:
         if doublings < math.log2(self._policy.cap / self._policy.base):
             ceiling = self._policy.base * 2.0**doublings
         wait = ceiling * self._rng.random()
-        if self._deadline is not None and now + wait >= self._deadline:
-            return None
         self._failures += 1
         return wait
 
