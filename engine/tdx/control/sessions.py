@@ -143,7 +143,8 @@ class Sessions:
         """The newest partial that a plain client left under this name (and length)."""
         for partial in await self._workers.on_disk(self._store.find, owner, name, length, None):
             if partial.spec.by_name:
-                return await self.get(partial.upload, owner)
+                with contextlib.suppress(NotFound):  # what could not be opened again is gone
+                    return await self.get(partial.upload, owner)
         return None
 
     async def receipt(self, upload: UploadId, owner: Owner, epoch: int | None) -> Receipt | None:
