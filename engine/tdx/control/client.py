@@ -66,11 +66,17 @@ class Client:
         self.workers = workers
         self.metrics = metrics
         self.stall_timeout = stall_timeout
+        self._dialer = dialer
         self._pool = ConnectionPool(dialer)
         self._policy = policy
 
     def close(self) -> None:
         self._pool.close()
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds to the peer and back, as its connections were made."""
+        return self._dialer.round_trip
 
     async def request(self, method: str, target: str, fields: Fields = (), body: bytes = b"") -> Answer:
         """One exchange with a body that is at hand. A status of 400 and more raises what

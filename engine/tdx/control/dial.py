@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Dialer:
         self._identities = identities
         self._own = own
         self._workers = workers
+        self.round_trip = math.inf
+        """Seconds that the quickest connection took to be made: one round trip and little more."""
 
     async def dial(self) -> Connection:
         """A connection on which a file may be sent in plain HTTP.
@@ -80,7 +83,9 @@ class Dialer:
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                started = loop.time()
                 await _connect(sock, address)
+                self.round_trip = min(self.round_trip, loop.time() - started)
                 identity = await self._who(address)
                 if identity is None:
                     # A receiver that has just ended listens no more: then another connection fails.

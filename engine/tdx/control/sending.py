@@ -23,6 +23,9 @@ from tdx.proto.fields import ContentRange, format_content_range
 from tdx.ranges import RangeSet
 
 MOST_STREAMS: Final = 32
+NEAR_SECONDS: Final = 0.002
+"""A round trip under which one connection keeps any link full (docs/decisions/004-streams.md)."""
+
 OBSERVE_SECONDS: Final = 0.25
 RUN_SECONDS: Final = 4.0
 """About how long a run takes while the number of streams is being found out."""
@@ -89,7 +92,8 @@ def parse_held(value: object) -> RangeSet:
 class Sending:
     """Sends what the scheduler hands out until every extent has been acknowledged.
 
-    ``streams`` None starts with one and adds more while the measured rate grows.
+    ``streams`` None uses one where the peer is near, and elsewhere starts with one and
+    adds more while the measured rate grows.
     ``recorder()`` is called as each run begins; what it returns gets the digest of each
     extent of that run, from the bytes that were sent, in a pump's thread.
     """
@@ -111,7 +115,7 @@ class Sending:
         self._source = source
         self._pump = pump
         self._tally = tally
-        self._fixed = streams
+        self._fixed = 1 if streams is None and client.round_trip < NEAR_SECONDS else streams
         self._pace = pace
         self._recorder = recorder
         self._changed = asyncio.Event()
