@@ -65,7 +65,7 @@ def run(size: int, ends: int, rounds: int, folder: Path) -> None:
 def _round(serving: Receiver, source: Path, data: int, state: Path) -> Resumed:
     command = [*TDX, "push", str(source), serving.address, "--resume", "--json", "--state", str(state)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    _wait_for(serving, data // 2)
+    _wait_for(serving, data * 3 // 8)  # inside the first stretch of data
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = _when_still(serving)
