@@ -39,5 +39,5 @@ def root_of(file: str | os.PathLike[str], extent_size: int | None = None) -> str
         size = extent_size or extent_size_for(source.length)
         indices = range(extent_count(source.length, size))
         digests = [digest for _, digest in source.hash_extents(indices, size)]
-        source.check_unchanged()
+        source.check_unchanged(digests, size)
         return str(Root.over(digests, source.length, size))

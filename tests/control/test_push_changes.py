@@ -13,6 +13,7 @@ from support.proxy import Fault, mistreating, once
 from support.receiving import RunningReceiver, in_background, push
 from tdx.control.progress import Tally
 from tdx.control.sender import SenderOptions
+from tdx.data.source import Source
 from tdx.errors import ConnectionLost, SourceChanged
 from tdx.model import Outcome
 
@@ -51,8 +52,13 @@ def change(path: Path) -> None:
     overwrite(path, SIZE - 10, b"other")
 
 
+def change_and_set_the_time_back(path: Path) -> None:
+    overwrite(path, 10, b"other")
+    os.utime(path, (LONG_AGO, LONG_AGO))
+
+
 @pytest.mark.parametrize("pump", ["sendfile", "buffered"])
-@pytest.mark.parametrize("happen", [shrink, grow, change])
+@pytest.mark.parametrize("happen", [shrink, grow, change, change_and_set_the_time_back])
 def test_a_source_that_changes_while_it_is_sent_is_not_published(
     receiver: RunningReceiver, source: Path, tmp_path: Path, happen: Callable[[Path], None], pump: str
 ) -> None:
@@ -79,6 +85,40 @@ def test_a_source_that_is_replaced_while_it_is_sent_arrives_as_it_was(
         other.rename(source)
     assert pushing.result().outcome is Outcome.PUBLISHED
     assert receiver.visible() == {"disk.img": CONTENT}
+
+
+def test_a_source_whose_permissions_change_while_it_is_sent_arrives(
+    receiver: RunningReceiver, source: Path, tmp_path: Path
+) -> None:
+    slowly = SenderOptions(limit_rate=20e6, stall_timeout=10.0)
+    with in_background(
+        lambda: push(receiver.peer, source, tmp_path / "sender", sender=slowly, streams=1)
+    ) as pushing:
+        receiver.has_received(EXTENT)
+        source.chmod(0o600)
+    assert pushing.result().outcome is Outcome.PUBLISHED
+    assert receiver.visible() == {"disk.img": CONTENT}
+
+
+def test_a_small_source_that_changes_while_it_is_read_is_not_published(
+    receiver: RunningReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(b"a" * 1000)
+    os.utime(small, (LONG_AGO, LONG_AGO))
+    before, read_all = small.stat(), Source.read_all
+
+    def read_torn(source: Source) -> bytearray:
+        content = read_all(source)
+        while small.stat().st_ctime_ns == before.st_ctime_ns:  # a filesystem's clock is coarse
+            overwrite(small, 0, b"b" * 500)
+            os.utime(small, (LONG_AGO, LONG_AGO))
+        return content
+
+    monkeypatch.setattr(Source, "read_all", read_torn)
+    with pytest.raises(SourceChanged):
+        push(receiver.peer, small, tmp_path / "sender")
+    assert receiver.visible() == {}
 
 
 class TestResume:

@@ -213,14 +213,82 @@ def test_a_source_is_young_for_two_seconds(file: Path) -> None:
         assert not source.young(2000.0)
 
 
+def digests_of(source: Source) -> list[bytes]:
+    return [digest for _, digest in source.hash_extents(range(4), MIB)]
+
+
+def clock_has_ticked(file: Path, since: int) -> None:
+    """Touch the file's ctime until it differs from ``since``: a filesystem's clock is coarse."""
+    while file.stat().st_ctime_ns == since:
+        file.chmod(0o600)
+
+
 def test_an_unchanged_source_passes_the_check_even_renamed_or_unlinked(file: Path, tmp_path: Path) -> None:
     with Source.open(file) as source:
-        source.check_unchanged()
+        digests = digests_of(source)
+        source.check_unchanged(digests, MIB)
         moved = file.rename(tmp_path / "moved")
-        moved.chmod(0o600)
-        source.check_unchanged()
+        clock_has_ticked(moved, os.fstat(source.descriptor).st_ctime_ns)
+        source.check_unchanged(digests, MIB)
         moved.unlink()
-        source.check_unchanged()
+        source.check_unchanged(digests, MIB)
+
+
+def test_a_source_written_to_whose_mtime_was_set_back_is_noticed(file: Path) -> None:
+    before = file.stat()
+    with Source.open(file) as source:
+        digests = digests_of(source)
+        with file.open("r+b") as out:
+            out.seek(MIB)
+            out.write(b"other")
+        clock_has_ticked(file, before.st_ctime_ns)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(SourceChanged, match="written to"):
+            source.check_unchanged(digests, MIB)
+
+
+def test_a_source_is_read_again_only_after_its_ctime_has_moved_and_once_for_each_time(
+    file: Path,
+) -> None:
+    with Source.open(file) as source:
+        digests = digests_of(source)
+        extents: list[None] = []
+        source.check_unchanged(digests, MIB, lambda: extents.append(None))
+        assert extents == []
+        clock_has_ticked(file, os.fstat(source.descriptor).st_ctime_ns)
+        for _ in range(2):
+            source.check_unchanged(digests, MIB, lambda: extents.append(None))
+            assert len(extents) == 4
+
+
+def test_a_source_that_never_comes_to_rest_counts_as_changed(file: Path) -> None:
+    with Source.open(file) as source:
+        digests = digests_of(source)
+        clock_has_ticked(file, file.stat().st_ctime_ns)
+
+        def touch() -> None:
+            clock_has_ticked(file, file.stat().st_ctime_ns)
+
+        with pytest.raises(SourceChanged, match="written to"):
+            source.check_unchanged(digests, MIB, touch)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_file_that_the_kernel_makes_up_is_refused_rather_than_taken_for_empty() -> None:
+    with pytest.raises(SourceError, match="its size is unknown; push it through standard input"):
+        Source.open("/proc/self/status")
+
+
+def test_a_file_without_a_size_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pread(_descriptor: int, _n: int, _offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "empty").touch()
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(SourceError, match="cannot be read: Input/output error"):
+        Source.open(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(("size", "words"), [(5, "now has 5"), (4 * MIB, "now has 4194304")])
@@ -228,21 +296,21 @@ def test_a_source_that_shrank_or_grew_is_noticed(file: Path, size: int, words: s
     with Source.open(file) as source:
         os.truncate(file, size)
         with pytest.raises(SourceChanged, match=words):
-            source.check_unchanged()
+            source.check_unchanged([], MIB)
 
 
 def test_a_source_written_to_is_noticed(file: Path) -> None:
     with Source.open(file) as source:
         os.utime(file, ns=(0, source.mtime_ns + 1))
         with pytest.raises(SourceChanged, match="written to"):
-            source.check_unchanged()
+            source.check_unchanged([], MIB)
 
 
 def test_a_check_that_fails_is_a_source_error(file: Path) -> None:
     source = Source.open(file)
     source.close()
     with pytest.raises(SourceError, match="Bad file descriptor"):
-        source.check_unchanged()
+        source.check_unchanged([], MIB)
 
 
 def test_extents_are_hashed_in_the_order_asked_for(file: Path) -> None:

@@ -95,15 +95,15 @@ class FilePush:
 
     async def _push_whole(self) -> tuple[dict[str, object], str]:
         content = memoryview(await self._client.workers.on_disk(self._source.read_all))
-        self._source.check_unchanged()
+        digest = digest_of(content)
+        digests = [digest] if self._count else []
+        await self._check_unchanged(digests)
         self._tally.phase = "sending"
         self._machine.handle(PushEvent.OPEN)
-        digest = digest_of(content)
         answer = await put_whole(
             self._client, self._target, content, digest, self._meta(), self._pace, self._tally
         )
         self._machine.handle(PushEvent.RECEIPT)
-        digests = [digest] if self._count else []
         return answer.document(), str(Root.over(digests, self._length, self._extent_size))
 
     # --- many extents ----------------------------------------------------------
@@ -168,6 +168,7 @@ class FilePush:
         the receipt if so, else what is to be sent."""
         self._tally.phase = "checking"
         await self._hash(range(self._count), Cancel())
+        await self._check_unchanged(self._all_digests())
         try:
             return await self._client.persist(
                 lambda: self._commit(upload, [("Tdx-Check", "?1")]), self._tally
@@ -184,7 +185,7 @@ class FilePush:
                 # Found held after a lost connection, without this run having sent them.
                 await self._hash(range(self._count), Cancel())
             self._tally.phase = "committing"
-            self._source.check_unchanged()
+            await self._check_unchanged(self._all_digests())
             self._machine.handle(PushEvent.SENT)
             try:
                 return await self._client.persist(lambda: self._commit(upload, []), self._tally)
@@ -243,7 +244,6 @@ class FilePush:
         await self._client.workers.until(lambda: cancel.set(Interrupted("stopped")), work)
 
     async def _commit(self, upload: OpenUpload, extra: list[tuple[str, str]]) -> Answer:
-        body = b"".join(self._digests[index] for index in range(self._count))
         return await self._client.request(
             "POST",
             upload.target + "/commit",
@@ -253,12 +253,22 @@ class FilePush:
                 ("Upload-Length", str(self._length)),
                 ("Content-Type", "application/octet-stream"),
             ],
-            body,
+            b"".join(self._all_digests()),
+        )
+
+    async def _check_unchanged(self, digests: list[bytes]) -> None:
+        """SourceChanged unless these are the digests of what the source was at one moment."""
+        cancel = Cancel()
+        await self._client.workers.until(
+            lambda: cancel.set(Interrupted("stopped")),
+            lambda: self._source.check_unchanged(digests, self._extent_size, cancel.check),
         )
 
     def _root(self) -> str:
-        digests = [self._digests[index] for index in range(self._count)]
-        return str(Root.over(digests, self._length, self._extent_size))
+        return str(Root.over(self._all_digests(), self._length, self._extent_size))
+
+    def _all_digests(self) -> list[bytes]:
+        return [self._digests[index] for index in range(self._count)]
 
     def _span(self, index: int) -> Span:
         return extent_span(index, self._length, self._extent_size)

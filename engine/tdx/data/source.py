@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,6 +20,9 @@ MAX_HOLES: Final = 1000
 
 YOUNG: Final = 2.0
 """Seconds after which a change is sure to show in the mtime, whatever the filesystem's clock tick."""
+
+READINGS: Final = 3
+"""How often a source is read again at the end while its ctime goes on changing."""
 
 _KINDS: Final = (
     (stat.S_ISDIR, "is a directory"),
@@ -41,11 +44,13 @@ class Source:
         self.path: Final = path
         self._descriptor = descriptor
         self._status = status
+        self._settled_ctime = status.st_ctime_ns
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Source:
         """Open ``path``, through symbolic links as cp does. SourceError where it is missing,
-        unreadable or anything but a regular file; never blocks on one."""
+        unreadable, anything but a regular file, or of unknown size as in /proc; never blocks
+        on one."""
         name = os.fspath(path)
         try:
             # Looked at first, because opening can have effects: it wakes a pipe's writer, rewinds a tape.
@@ -56,6 +61,7 @@ class Source:
         try:
             status = os.fstat(descriptor)
             _refuse_special(name, status.st_mode)
+            _refuse_sizeless(name, descriptor, status)
             if hasattr(os, "posix_fadvise"):
                 with contextlib.suppress(OSError):
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -119,9 +125,32 @@ class Source:
         read from it must not be trusted later."""
         return self._status.st_mtime_ns > (now - YOUNG) * 1e9
 
-    def check_unchanged(self) -> None:
-        """SourceChanged if size or mtime are no longer as at opening. That the file was
-        renamed, unlinked or given other permissions is no change."""
+    def check_unchanged(
+        self, digests: Sequence[bytes], extent_size: int, go_on: Callable[[], None] = lambda: None
+    ) -> None:
+        """SourceChanged if the file is no longer what ``digests``, one for each extent, were
+        taken from; SourceError where it cannot be read.
+
+        Size and mtime tell most changes. The mtime can be set back, the ctime cannot, but it
+        also moves when the file is renamed, linked or given other permissions: then the
+        content is read again, and ``go_on()`` is called after each extent, to raise what
+        should end that.
+        """
+        for _ in range(READINGS):
+            ctime = self._look()
+            if ctime == self._settled_ctime:
+                return
+            for index, digest in self.hash_extents(range(len(digests)), extent_size):
+                if digest != digests[index]:
+                    raise self._written_to()
+                go_on()
+            # What happens during the reading shows when it is looked at once more.
+            self._settled_ctime = ctime
+        if self._look() != self._settled_ctime:
+            raise self._written_to()
+
+    def _look(self) -> int:
+        """The ctime (ns); SourceChanged if size or mtime are no longer as at opening."""
         try:
             status = os.fstat(self._descriptor)
         except OSError as error:
@@ -132,9 +161,13 @@ class Source:
                 f"it had {self._status.st_size} bytes and now has {status.st_size}; push it again"
             )
         if status.st_mtime_ns != self._status.st_mtime_ns:
-            raise SourceChanged(
-                f"{shown(self.path)}: was written to while being sent; push it again when it is complete"
-            )
+            raise self._written_to()
+        return status.st_ctime_ns
+
+    def _written_to(self) -> SourceChanged:
+        return SourceChanged(
+            f"{shown(self.path)}: was written to while being sent; push it again when it is complete"
+        )
 
     def holes(self, extent_size: int) -> list[Span]:
         """The whole extents that lie in holes, as merged byte ranges, ascending: at most
@@ -210,6 +243,18 @@ def _refuse_special(name: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in _KINDS if test(mode)), "is no regular file")
         raise SourceError(f"{shown(name)}: {kind}; only regular files can be read")
+
+
+def _refuse_sizeless(name: str, descriptor: int, status: os.stat_result) -> None:
+    """Files that a kernel makes up as they are read have no bytes as far as stat knows."""
+    if status.st_size:
+        return
+    try:
+        sizeless = os.pread(descriptor, 1, 0) and not os.fstat(descriptor).st_size
+    except OSError as error:
+        raise SourceError(f"{shown(name)}: cannot be read: {_reason(error)}") from error
+    if sizeless:
+        raise SourceError(f"{shown(name)}: its size is unknown; push it through standard input (-)")
 
 
 def _reason(error: OSError | ValueError) -> str:
