@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -289,6 +290,17 @@ def test_the_first_of_systemds_folders_is_taken() -> None:
 def test_otherwise_it_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/home/ann/.state")
     assert state_directory({}) == Path("/home/ann/.state/tdx")
+
+
+def test_a_user_without_a_home_is_told_how_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    for variable in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(ConfigError, match="--state, or with TDX_STATE_DIR"):
+        state_directory({})
 
 
 @pytest.mark.parametrize("variable", ["TDX_STATE_DIR", "STATE_DIRECTORY"])

@@ -113,7 +113,8 @@ def format_address(address: Address) -> str:
 
 def state_directory(env: Mapping[str, str]) -> Path:
     """Where state is kept: TDX_STATE_DIR, else the first of systemd's STATE_DIRECTORY,
-    else the user's own (XDG). Absolute; it need not exist yet."""
+    else the user's own (XDG). Absolute; it need not exist yet. ConfigError where one is
+    relative, or the user has no home."""
     ours = env.get("TDX_STATE_DIR", "")
     systemds, _, _ = env.get("STATE_DIRECTORY", "").partition(":")  # it separates several with colons
     for variable, value in (("TDX_STATE_DIR", ours), ("STATE_DIRECTORY", systemds)):
@@ -123,7 +124,13 @@ def state_directory(env: Mapping[str, str]) -> Path:
             return Path(value)
     import platformdirs  # only where nobody has said where
 
-    return platformdirs.user_state_path("tdx", appauthor=False)
+    try:
+        folder = platformdirs.user_state_path("tdx", appauthor=False)
+    except RuntimeError:
+        folder = None
+    if folder is None or not folder.is_absolute():
+        raise ConfigError("no home to keep state in: name a folder with --state, or with TDX_STATE_DIR")
+    return folder
 
 
 class _Table:
