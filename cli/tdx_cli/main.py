@@ -6,6 +6,9 @@ start-up ends in a line.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
@@ -20,7 +23,35 @@ DEBUG: Final = "TDX_DEBUG"
 
 def main() -> NoReturn:
     """The console script: run the command line of this process and exit with its code."""
-    sys.exit(run(sys.argv[1:]))
+    _occupy_closed_outlets()
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # one more, while the first was being explained
+        code = INTERRUPTED
+    _leave(code)
+
+
+def _occupy_closed_outlets() -> None:
+    """Who was started with 0, 1 or 2 closed would get a socket or a file of that number, and
+    read or write there what was meant for a standard stream."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number: this one. A child shall find it open, too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with ``code`` whatever happens. The interpreter's own end would make signals
+    deadly again, and another code of an output that cannot be flushed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -58,11 +89,9 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, click.ClickException):
         return _complain(_usage(error), USAGE)
     if isinstance(error, BrokenPipeError):
-        _abandon_output()
         return IO_ERROR
     if isinstance(error, OSError):
         about = f": {error.filename}" if error.filename is not None else ""
-        _abandon_output()
         return _complain(f"{error.strerror or error}{about}", IO_ERROR)
     return _unexpected(error)
 
@@ -78,12 +107,11 @@ def _usage(error: object) -> str:
 
 
 def _unexpected(error: BaseException) -> int:
-    import os
-
     if os.environ.get(DEBUG, "0") not in {"", "0"}:
         import traceback
 
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exception(error)
     what = " ".join(str(error).split())
     message = f"{type(error).__name__}: {what}" if what else type(error).__name__
     return _complain(f"this should not happen: {message} ({DEBUG}=1 shows where)", INTERNAL)
@@ -94,16 +122,3 @@ def _complain(message: str, code: int) -> int:
 
     warn(message)
     return code
-
-
-def _abandon_output() -> None:
-    """Nobody reads standard output any more, or its disk is full: keep the interpreter from
-    trying once more, and complaining, when it exits."""
-    import os
-
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError, AttributeError):  # pragma: no cover - no such descriptor: nothing to flush
-        return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -51,17 +52,38 @@ def check(paths: Sequence[str], *, name: str | None, resume: bool) -> None:
             raise UsageError("standard input cannot be read again from the middle: leave out --resume or -")
         if name is None:
             raise UsageError("standard input has no name; give it one with --name")
+    _check_distinct(paths)
+
+
+def _check_distinct(paths: Sequence[str]) -> None:
+    """UsageError where two PATHs go by one name, so that one would replace the other or
+    two folders would be mixed."""
+    named: dict[str, str] = {}
+    for path in paths:
+        top = _name_of(path)
+        if top in named:
+            raise UsageError(
+                f"{shown(named[top])} and {shown(path)} would both be {shown(top)} at the peer; "
+                "push one of them in a run of its own, with --name"
+            )
+        named[top] = path
+    if "" in named and len(paths) > 1:
+        raise UsageError("/ has no name that keeps what it holds apart; push it in a run of its own")
+
+
+def _name_of(path: str) -> str:
+    """The last part of the path, which may end in . or .., which name nothing."""
+    return os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119  any bytes may be a path
 
 
 def plan(paths: Sequence[str], *, name: str | None, recursive: bool) -> Iterator[Item | LeftOut]:
     """What to push, in order. A file goes by its own name, what a folder holds by its
     path from the folder's name on; ``name`` stands in for the first part."""
     for path in paths:
-        top = name
-        if top is None:
-            # A path may end in . or .., which name nothing.
-            top = os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119
-        if path == STDIN or not os.path.isdir(path):  # noqa: PTH112
+        top = _name_of(path) if name is None else name
+        if path == STDIN and sys.stdin is None:
+            yield Item(path, top, SourceError("standard input is closed"))
+        elif path == STDIN or not os.path.isdir(path):  # noqa: PTH112
             yield Item(path, top)
         elif recursive:
             yield from _walk(path, top)

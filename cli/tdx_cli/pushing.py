@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ from tdx_cli.text import seconds_of, warn
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 KEPT: Final = "what arrived is kept: run again with --resume"
+LOST: Final = "what was read of standard input is lost: push it again from its beginning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,15 @@ class Run:
         self._pushing: asyncio.Task[PushResult] | None = None
         self._stopped: TdxError | None = None
         self._hopeless: TdxError | None = None
+        self._remains = KEPT
 
     async def push(self, items: Iterable[Item | LeftOut]) -> int:
         """Push everything; the exit code. After a stop, what has not begun is not begun."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._on_signal, number)
+            # Not the loop's own handlers: those leave moments in which a signal kills outright.
+            signal.signal(number, functools.partial(self._on_signal, loop))
         limit = self._wishes.timeout
         timer = None if limit is None else loop.call_later(limit, self._on_timeout, limit)
         try:
@@ -80,6 +84,9 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
+            for number in SIGNALS:
+                # Nothing is left to stop: the exit code tells what happened, not a late signal.
+                signal.signal(number, signal.SIG_IGN)
         if self._wishes.several:
             self._report.summary(self._endings, loop.time() - started)
         codes = [ending.exit_code for ending in self._endings]
@@ -89,15 +96,15 @@ class Run:
 
     # --- stopping --------------------------------------------------------------
 
-    def _on_signal(self, number: signal.Signals) -> None:
+    def _on_signal(self, loop: asyncio.AbstractEventLoop, number: int, _frame: FrameType | None) -> None:
         for each in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(each)
             # Not through the loop: it may be waiting for a thread that waits for a disk.
             signal.signal(each, _exit_at_once)
-        self._stop(Interrupted(f"stopped by {number.name}; {KEPT}"))
+        name = signal.Signals(number).name
+        loop.call_soon_threadsafe(lambda: self._stop(Interrupted(f"stopped by {name}; {self._remains}")))
 
     def _on_timeout(self, limit: float) -> None:
-        self._stop(TimedOut(f"not done after {seconds_of(limit)}; {KEPT}"))
+        self._stop(TimedOut(f"not done after {seconds_of(limit)}; {self._remains}"))
 
     def _stop(self, reason: TdxError) -> None:
         self._stopped = self._stopped or reason
@@ -107,6 +114,7 @@ class Run:
     # --- one item --------------------------------------------------------------
 
     async def _push_item(self, sender: Sender, item: Item) -> None:
+        self._remains = LOST if item.is_stdin else KEPT
         self._report.started(item)
         ending, bug = await self._attempt(sender, item)
         self._endings.append(ending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from typing import Final
@@ -15,8 +16,11 @@ def say(line: str) -> None:
 
 
 def warn(message: str) -> None:
-    """One line ``tdx: message`` on standard error."""
-    if sys.stderr is not None:
+    """One line ``tdx: message`` on standard error, as far as that can be written: the exit
+    code tells the same, and must not become another because nobody can read why."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
         print(f"tdx: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 

@@ -20,6 +20,8 @@ from tdx.model import Span
 MIB: Final = 1 << 20
 MIN_EXTENT: Final = 4 * MIB
 MAX_EXTENT: Final = 64 * MIB
+MAX_EXTENTS: Final = 1 << 20
+"""Most extents of one file, so that their digests fit in one commit: 64 TiB in the largest extents."""
 UNKNOWN_LENGTH_EXTENT: Final = 16 * MIB
 EXTENTS_AIMED_AT: Final = 1024
 DIGEST_SIZE: Final = 16

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, StorageError, UploadBusy
-from tdx.integrity import Root, digest_of, extent_count, extent_span, zero_digest
+from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, StorageError, TooLarge, UploadBusy
+from tdx.integrity import MAX_EXTENTS, Root, digest_of, extent_count, extent_span, zero_digest
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
 from tdx.store.port import Piece, Store, Upload
 
@@ -285,6 +285,12 @@ class StoreConformance:
         upload = harness.store.create(spec(length=3 * EXTENT + 1, holes=(Span(0, 3 * EXTENT + 1),)))
         publish(upload, bytes(3 * EXTENT + 1))
         assert harness.published() == {"disk.img": bytes(3 * EXTENT + 1)}
+
+    def test_a_file_of_too_many_extents_is_refused_before_anything_is_made(self, harness: Harness) -> None:
+        length = MAX_EXTENTS * EXTENT + 1
+        with pytest.raises(TooLarge):
+            harness.store.create(spec(length=length, holes=(Span(0, length),)))
+        assert harness.store.partials() == []
 
     def test_a_hole_that_turned_into_data_can_be_sent(self, harness: Harness) -> None:
         data = content(2 * EXTENT)

@@ -93,7 +93,8 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
             raise ProtocolError(
                 f"the upload ends at {session.offset}, its length is {length}", type=INCONSISTENT_LENGTH
             )
-        digests = [upload.digests[index] for index in range(extent_count(length, size))]
+        recorded = upload.digests
+        digests = [recorded[index] for index in range(extent_count(length, size))]
         for claim in claims:
             found = await session.workers.at_length(_content_digest, session, digests, claim.algorithm)
             if found != claim.digest:

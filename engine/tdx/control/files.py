@@ -21,7 +21,7 @@ from tdx.errors import (
     ProtocolError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, extent_size_for, extents_of
+from tdx.integrity import ALGORITHM, MAX_EXTENT, MAX_EXTENTS, extent_size_for, extents_of
 from tdx.model import Conflict, FileName, Outcome, Receipt, UploadSpec
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
@@ -109,13 +109,17 @@ def check_stated_length(exchange: Exchange, length: int | None) -> None:
 
 
 def check_size(receiver: Receiver, length: int | None) -> None:
-    limit = receiver.limits.max_file
-    if limit is not None and length is not None and length > limit:
+    most = MAX_EXTENTS * MAX_EXTENT
+    limit = most if receiver.limits.max_file is None else min(receiver.limits.max_file, most)
+    if length is not None and length > limit:
         raise TooLarge(f"a file of {length} bytes where at most {limit} are taken")
 
 
 async def put_file(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """A whole file in one request; or, with Content-Range, the next part of one."""
+    if not exchange.head.framing.stated:
+        # An empty file is published only where it is said to be empty.
+        raise LengthRequired("a file needs Content-Length (0 for an empty one) or chunked coding")
     content_range = exchange.headers("content-range")
     if content_range is not None:
         return await _put_part(receiver, exchange, name, fields.parse_content_range(content_range))

@@ -24,7 +24,7 @@ from tdx.errors import (
     TdxError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, Hasher, cut, extents_of, new_hasher
+from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, MAX_EXTENTS, Hasher, cut, extents_of, new_hasher
 from tdx.metrics import Metrics
 from tdx.model import Owner, Span, Stages, UploadId
 from tdx.proto.problem import INCONSISTENT_LENGTH
@@ -152,7 +152,7 @@ class Session:
         extents = extents_of(span, size)
         with self._writing(exchange, extents, in_order=False) as writer:
             # Beginnings of extents that appends left are about to be written over.
-            if stale := [index for index in extents if index in self.upload.tails]:
+            if stale := [index for index in self.upload.tails if index in extents]:
                 await self.workers.on_disk(self.upload.invalidate, stale)
             held = self.upload.digests
             slots = (Slot(part, keep=part.start // size not in held) for part in cut(span, size))
@@ -170,6 +170,8 @@ class Session:
         whole = self.upload.spec.length
         if whole is not None and length is not None and end > whole:
             raise ProtocolError(f"the upload ends at {whole}, the body at {end}", type=INCONSISTENT_LENGTH)
+        if length is not None and end > MAX_EXTENTS * size:
+            raise TooLarge(f"a file of more than {MAX_EXTENTS * size} bytes")
         span = Span(start, end)
         with self._writing(exchange, extents_of(span, size), in_order=True) as writer:
             carried = await self.workers.on_disk(self._restore_hasher, start) if start % size else None
@@ -242,6 +244,7 @@ class Session:
     ) -> ReceiveHooks:
         size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
         protocol = (self.protocol,)
+        most = MAX_EXTENTS * size if limit is None else min(limit, MAX_EXTENTS * size)
 
         def arrived(n: int) -> None:
             received.bytes += n
@@ -252,8 +255,8 @@ class Session:
             if expected is not None and digest != expected:
                 metrics.digest_failures.add(1)
                 raise digests_differ(ALGORITHM, expected)
-            if limit is not None and span.end > limit:
-                raise TooLarge(f"a file of more than {limit} bytes")
+            if span.end > most:
+                raise TooLarge(f"a file of more than {most} bytes")
             upload.record(Piece(Span(index * size, span.end), digest))
 
         def broke_off(span: Span, digest: bytes) -> None:

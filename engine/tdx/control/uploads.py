@@ -18,15 +18,13 @@ from tdx.errors import (
     TooLarge,
     VerificationFailed,
 )
-from tdx.integrity import ALGORITHM, DIGEST_SIZE, extents_of
+from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, extents_of
 from tdx.model import Receipt, Span, UploadId
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent
 
 NO_STORE: Final = ("Cache-Control", "no-store")
-MAX_DIGESTS: Final = 1 << 20
-"""Extents in one commit: 64 TiB in the largest extents."""
 
 
 async def _session(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session:
@@ -68,6 +66,8 @@ def _checked_span(session: Session, wanted: fields.ContentRange) -> Span:
         raise RangeNotSatisfiable(f"the upload's length is {length}, Content-Range says {wanted.length}")
     if length is not None and span.end > length:
         raise RangeNotSatisfiable(f"the range ends at {span.end}, the upload at {length}")
+    if span.end > MAX_EXTENTS * size:
+        raise TooLarge(f"the range ends at {span.end}; a file has at most {MAX_EXTENTS * size} bytes")
     ends_well = span.end % size == 0 or span.end == length or length is None
     if span.start % size or not ends_well:
         raise RangeNotSatisfiable(
@@ -129,7 +129,7 @@ async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
     length = exchange.headers("upload-length")
     if length is None:
         raise ProtocolError("a commit needs Upload-Length")
-    body = await exchange.small_body(MAX_DIGESTS * DIGEST_SIZE)
+    body = await exchange.small_body(MAX_EXTENTS * DIGEST_SIZE)
     if len(body) % DIGEST_SIZE:
         raise ProtocolError(f"a commit's body is a run of {DIGEST_SIZE}-byte digests")
     digests = [body[at : at + DIGEST_SIZE] for at in range(0, len(body), DIGEST_SIZE)]

@@ -133,7 +133,8 @@ class State:
         self.epoch = 1
         self.session: Session | None = None
         self.held = RangeSet()
-        self.zeros: set[int] = set()
+        self.zeros = RangeSet()
+        """Indices of extents, as ranges: a sparse file has millions of them in a few holes."""
         self._durable: dict[int, Entry] = {}
         self._recent: list[tuple[int, Entry]] = []
         self._entries: dict[int, Entry] = {}
@@ -143,7 +144,7 @@ class State:
             if end == length:
                 last = -(-end // extent_size)
             if first < last:
-                self.zeros.update(range(first, last))
+                self.zeros.add(Span(first, last))
                 self.held.add(Span(first * extent_size, min(last * extent_size, end)))
 
     # --- what it says -------------------------------------------------------------
@@ -167,7 +168,9 @@ class State:
     def digests(self) -> dict[int, bytes]:
         """The same with the zero extents."""
         found = {
-            index: zero_digest(self.end_of(index) - index * self.extent_size) for index in sorted(self.zeros)
+            index: zero_digest(self.end_of(index) - index * self.extent_size)
+            for zeros in self.zeros
+            for index in range(zeros.start, zeros.end)
         }
         found.update(self.whole())
         return found
@@ -191,7 +194,7 @@ class State:
         return {_index(entry, self.extent_size) for _, entry in self._recent}
 
     def known(self, index: int) -> bool:
-        return index in self._entries or index in self.zeros
+        return index in self._entries or self.zeros.covers(Span(index, index + 1))
 
     # --- how it changes -------------------------------------------------------------
 
@@ -238,7 +241,7 @@ class State:
     def _show(self, index: int, entry: Entry | None) -> None:
         """Make ``entry`` what counts for this extent."""
         if self.known(index):
-            self.zeros.discard(index)
+            self.zeros.remove(Span(index, index + 1))
             self._entries.pop(index, None)
             self.held.remove(self._extent(index))
         if entry is not None:
@@ -253,7 +256,7 @@ class State:
         for table in (self._entries, self._durable):
             for index in [index for index in table if first <= index < end]:
                 del table[index]
-        self.zeros = {index for index in self.zeros if not first <= index < end}
+        self.zeros.remove(Span(first, end))
         self._recent = [each for each in self._recent if not first <= _index(each[1], self.extent_size) < end]
 
     def _mark(self, covered: int) -> None:

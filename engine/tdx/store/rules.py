@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from tdx.errors import Exists, NoSpace, ProtocolError
+from tdx.errors import Exists, NoSpace, ProtocolError, TooLarge
+from tdx.integrity import MAX_EXTENTS, extent_count
 from tdx.model import Conflict, FileName, Owner, UploadSpec
 from tdx.proto.names import numbered
 from tdx.store.journal import State, data_ranges
@@ -13,7 +14,10 @@ from tdx.store.port import Partial
 
 
 def created(spec: UploadSpec) -> UploadSpec:
-    """The specification of a new upload. Nobody can vouch for holes of a file whose end is unknown."""
+    """The specification of a new upload. Nobody can vouch for holes of a file whose end is unknown.
+    TooLarge for a length whose digests no commit can hold."""
+    if spec.length is not None and extent_count(spec.length, spec.extent_size) > MAX_EXTENTS:
+        raise TooLarge(f"{spec.name}: a file of {spec.length} bytes has more than {MAX_EXTENTS} extents")
     return replace(spec, holes=()) if spec.length is None else spec
 
 
