@@ -12,8 +12,9 @@ import pytest
 
 from support.datakit import pattern
 from support.proxy import Fault, at_random, mistreating, once
-from support.receiving import RunningReceiver, push_stream
-from tdx.errors import Exists, UsageError, VerificationFailed
+from support.receiving import RunningReceiver, in_background, push_stream
+from tdx.control.sender import SenderOptions
+from tdx.errors import Busy, ConnectionLost, Exists, UsageError, VerificationFailed
 from tdx.integrity import Root, digest_of
 from tdx.model import Conflict, Outcome
 
@@ -111,6 +112,39 @@ def test_corruption_without_end_fails_and_publishes_nothing(
     ):
         push_stream(proxy.peer, descriptor, tmp_path / "sender", name="out.bin")
     assert receiver.visible() == {}
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset", "lose-answers"])
+def test_a_stream_that_fails_leaves_nothing_at_the_receiver(
+    receiver: RunningReceiver, tmp_path: Path, kind: str
+) -> None:
+    no_retries = SenderOptions(retries=0, stall_timeout=10.0)
+    with (
+        mistreating(receiver.port, once(Fault(kind, BLOCK + 500_000))) as proxy,
+        piped(pattern(2 * BLOCK)) as descriptor,
+        pytest.raises(ConnectionLost),
+    ):
+        push_stream(proxy.peer, descriptor, tmp_path / "sender", name="out.bin", sender=no_retries)
+    assert receiver.staged() == []
+    assert receiver.visible() == {}
+    assert receiver.uploads_ended("tdx", "cancelled") == 1
+
+
+def test_a_stream_that_fails_because_the_receiver_went_away_still_ends(
+    receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    no_retries = SenderOptions(limit_rate=20e6, retries=0, stall_timeout=10.0)
+    with (
+        piped(pattern(2 * BLOCK)) as descriptor,
+        in_background(
+            lambda: push_stream(
+                receiver.peer, descriptor, tmp_path / "sender", name="out.bin", sender=no_retries
+            )
+        ) as pushing,
+    ):
+        receiver.has_received(EXTENT)
+        receiver.stop()
+    assert isinstance(pushing.exception(), ConnectionLost | Busy)
 
 
 @pytest.mark.parametrize("size", [10, BLOCK + 1])

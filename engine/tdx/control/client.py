@@ -183,7 +183,7 @@ class Client:
         wait = retrier.failed(error)
         if wait is None:
             if isinstance(error, Unreachable):
-                raise ConnectionLost(f"{error.message}; run again with --resume") from error
+                raise ConnectionLost(f"{error.message}; run the push again") from error
             raise error
         self._count_retry(error, tally)
         await asyncio.sleep(wait)

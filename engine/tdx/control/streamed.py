@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from typing import Final
 
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
@@ -12,11 +14,14 @@ from tdx.control.sending import OpenUpload
 from tdx.control.whole import put_buffer, put_whole
 from tdx.data.port import Cancel
 from tdx.data.stream import read_block
-from tdx.errors import ExtentsDiffer, Interrupted, UsageError, VerificationFailed
+from tdx.errors import ExtentsDiffer, Interrupted, TdxError, UsageError, VerificationFailed
 from tdx.integrity import ALGORITHM, UNKNOWN_LENGTH_EXTENT, Root, cut, digest_of, extent_size_for
 from tdx.model import Conflict, Outcome, Span
 from tdx.proto.fields import ContentRange, format_content_range, format_digest
 from tdx.proto.names import check_name, encode_name
+
+WITHDRAW_SECONDS: Final = 3.0
+"""For how long a push that failed tries to take its upload back."""
 
 
 class StreamPush:
@@ -24,6 +29,8 @@ class StreamPush:
 
     Two extents are in memory at a time, one being read and one on its way; each is kept
     until the receiver has acknowledged it with its digest, so that connections may drop.
+    A push that fails leaves nothing behind, as far as the receiver can be reached: no other
+    could continue it.
     """
 
     def __init__(
@@ -90,6 +97,20 @@ class StreamPush:
         if document.get("outcome") == Outcome.SKIPPED:
             return created, None
         upload = OpenUpload.parse(document, None)
+        try:
+            return await self._send_and_commit(upload, block)
+        except (Exception, asyncio.CancelledError):
+            await self._withdraw(upload)
+            raise
+
+    async def _withdraw(self, upload: OpenUpload) -> None:
+        """Have the receiver remove what it holds; whatever prevents it, its own expiry will."""
+        with contextlib.suppress(TdxError, OSError):  # a timeout is an OSError
+            async with asyncio.timeout(WITHDRAW_SECONDS):
+                await self._client.request("DELETE", upload.target, upload.fields)
+
+    async def _send_and_commit(self, upload: OpenUpload, block: memoryview) -> tuple[Answer, str]:
+        """Send ``block`` and what follows it until the end of the input."""
         self._tally.phase = "sending"
         length = 0
         while block:
