@@ -33,6 +33,28 @@ def test_a_file_goes_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert named(["f", "./f", f"{tmp_path}/f"]) == ["f", "f", "f"]
 
 
+@pytest.mark.parametrize(
+    "paths", [["a/same", "b/same"], ["same/", "./same"], ["a/b/..", "a"], ["x", "same", "y", "b/./same"]]
+)
+def test_two_paths_of_one_name_are_refused_and_both_are_named(paths: list[str]) -> None:
+    with pytest.raises(UsageError, match="would both be") as refused:
+        check(paths, name=None, resume=False)
+    assert sum(path in refused.value.message for path in paths) >= 2
+
+
+def test_the_root_folder_is_pushed_alone(tmp_path: Path) -> None:
+    check(["/"], name=None, resume=False)
+    with pytest.raises(UsageError, match="push it in a run of its own"):
+        check(["/", str(tmp_path)], name=None, resume=False)
+
+
+def test_a_closed_standard_input_is_known_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    (item,) = plan(["-"], name="x", recursive=False)
+    assert isinstance(item, Item)
+    assert isinstance(item.error, SourceError)
+
+
 def test_a_folder_goes_by_its_name_and_what_is_in_it_by_the_path_from_there(tree: Path) -> None:
     assert named([f"{tree}/"]) == ["tree/a.txt", "tree/b/z", "tree/b/deep/c"]
 
