@@ -136,6 +136,19 @@ def test_output_onto_a_full_disk_is_74(tdx: Tdx, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (74, "tdx: No space left on device\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_traceback_that_cannot_be_written_is_still_70(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TDX_DEBUG", "1")
+    fail_with(monkeypatch, ZeroDivisionError())
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  closing it fails
+    monkeypatch.setattr(sys, "stderr", full)
+    assert run(["hash", "f"]) == 70
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+
+
 def test_closed_outputs_are_no_failure(tdx: Tdx, tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(b"x")

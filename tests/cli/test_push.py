@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,10 +11,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.commands import PATIENCE, RunningReceiver, Tdx, events_of, parsed
+from support.commands import COMMAND, PATIENCE, RunningReceiver, Tdx, events_of, parsed
 from tdx.integrity import MIB
 
 RESULT_KEYS = ["event", "name", "size", "sent_bytes", "resumed_bytes", "seconds", "root", "path", "error"]
@@ -287,12 +289,114 @@ def test_of_several_paths_all_are_tried_and_the_worst_code_counts(
 
 
 def test_a_peer_that_is_not_there_is_asked_for_once(tdx: Tdx, file: Path) -> None:
-    done = tdx("push", file, file, file, "no..such..peer", "--json")
+    done = tdx("push", file, "second", "third", "no..such..peer", "--json")
     assert done.returncode == 68
     assert parsed(done.stdout)[-1]["failed"] == 3
 
 
+def test_two_paths_of_one_name_are_refused_before_anything_is_sent(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same").write_text(folder)
+    paths = (tmp_path / "one" / "same", tmp_path / "two" / "same")
+    done = tdx("push", *paths, receiver.address, "--conflict", "overwrite")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert all(str(path) in done.stderr for path in paths)
+    assert receiver.visible() == []
+
+
+# --- outlets that are not there ---------------------------------------------------
+
+
+def through_shell(
+    tdx: Tdx, redirection: str, *arguments: object, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", *COMMAND, *map(str, arguments)]
+    return subprocess.run(
+        command, env=tdx.env, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
+    )
+
+
+def test_a_closed_standard_input_is_66_and_not_waited_for(tdx: Tdx, receiver: RunningReceiver) -> None:
+    done = through_shell(tdx, "<&-", "push", "-", receiver.address, "--name", "x", "--json")
+    assert failed(done) == (66, "source")
+    assert "standard input is closed" in done.stderr
+    assert receiver.visible() == []
+
+
+def test_with_all_standard_streams_closed_a_file_arrives_whole(
+    tdx: Tdx, receiver: RunningReceiver, file: Path
+) -> None:
+    assert through_shell(tdx, "<&- >&- 2>&-", "push", file, receiver.address).returncode == 0
+    assert (receiver.folder / "f.bin").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", ">/dev/full 2>/dev/full"])
+def test_an_error_that_cannot_be_written_keeps_its_code(
+    redirection: str, tdx: Tdx, receiver: RunningReceiver
+) -> None:
+    done = through_shell(tdx, redirection, "push", "missing", receiver.address)
+    assert (done.returncode, done.stdout, done.stderr) == (66, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_report_that_cannot_be_written_is_74(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
+    done = through_shell(tdx, ">/dev/full", "push", file, receiver.address)
+    assert (done.returncode, done.stderr) == (74, "tdx: No space left on device\n")
+    done = through_shell(tdx, ">/dev/full 2>/dev/full", "push", file, receiver.address)
+    assert done.returncode == 74
+
+
 # --- stopping ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_push_of_standard_input_leaves_nothing_and_says_so(
+    number: int, tdx: Tdx, receiver: RunningReceiver
+) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "push", "-", receiver.address, "--name", "endless", "--json"],
+        env=tdx.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(bytes(17 * MIB))
+        events = events_of(process)
+        next(event for event in events if event["event"] == "progress" and event["sent_bytes"] == 16 * MIB)
+        process.send_signal(number)
+        *_, last = events
+        said = process.stderr.read().decode()
+        assert process.wait(PATIENCE) == 75
+    assert last["error"]["code"] == "interrupted"
+    assert "push it again from its beginning" in said
+    assert "--resume" not in said
+    assert receiver.partials() == []
+
+
+@pytest.mark.parametrize("since", ["started", "progress", "done"])
+def test_signals_without_end_never_kill_once_it_has_started(
+    since: str, tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(os.urandom(5 * MIB))
+    flags = ("--limit-rate", "20M") if since == "progress" else ()
+    for _ in range(10):
+        process = tdx.start("push", source, receiver.address, "--json", *flags, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout:
+            next(event for event in events_of(process) if event["event"] in {since, "identical"})
+            numbers = itertools.cycle((signal.SIGINT, signal.SIGTERM))
+            while process.poll() is None:
+                process.send_signal(next(numbers))
+        assert process.returncode in {0, 75}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
