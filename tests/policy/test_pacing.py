@@ -67,6 +67,21 @@ def test_streams_that_share_a_bucket_get_the_whole_rate_and_even_shares(rate: fl
     assert max(sent) - min(sent) <= chunk
 
 
+@pytest.mark.parametrize("rate", [20e6, 400e6, 2e9])
+@pytest.mark.parametrize("streams", [1, 4])
+def test_waits_that_overshoot_do_not_lower_the_rate(rate: float, streams: int) -> None:
+    bucket = TokenBucket(rate)
+    window, overshoot, seconds = 512 << 10, 0.001, 10.0
+    free_at = [0.0] * streams
+    sent = 0
+    while min(free_at) < seconds:
+        stream = free_at.index(min(free_at))
+        wait = bucket.reserve(window, free_at[stream])
+        free_at[stream] += wait + overshoot if wait else 1e-6
+        sent += window
+    assert sent == pytest.approx(rate * seconds, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("text", "rate"),
     [
