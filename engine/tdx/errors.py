@@ -146,6 +146,12 @@ class LengthRequired(ProtocolError):
     code, status, exit_code, permanent = "length-required", 411, 76, True
 
 
+class UnsupportedMedia(ProtocolError):
+    """The body is in a content coding, which no receiver undoes (RFC 9110 section 15.5.16)."""
+
+    code, status, exit_code, permanent = "unsupported-coding", 415, 76, True
+
+
 class TooLarge(ProtocolError):
     """The body or the file is larger than the receiver takes."""
 
@@ -210,6 +216,12 @@ class StorageError(TdxError):
     """The disk failed a read, a write or a sync."""
 
     code, status, exit_code, permanent = "storage", 500, 74, False
+
+
+class StorageUnusable(StorageError):
+    """What the receiver keeps on disk is gone or broken: it must be seen to and restarted."""
+
+    code, status, exit_code, permanent = "storage-unusable", 500, 74, True
 
 
 # --- the upload --------------------------------------------------------------

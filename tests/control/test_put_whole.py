@@ -223,6 +223,28 @@ def test_time_and_mode_travel_but_setuid_does_not(receiver: RunningReceiver) -> 
     assert status.st_mode & 0o7777 == 0o750
 
 
+def test_a_file_older_than_1970_keeps_its_date(receiver: RunningReceiver) -> None:
+    assert receiver.request("PUT", "/files/f", b"x", {"Tdx-Mtime": -86_400_000_000_000}).status == 201
+    assert (receiver.folder / "f").stat().st_mtime_ns == -86_400_000_000_000
+
+
+def test_a_file_of_which_no_length_is_told_is_not_published_as_an_empty_one(
+    receiver: RunningReceiver,
+) -> None:
+    with receiver.connect() as wire:
+        answer = wire.send(head("PUT", "/files/f")).answer()
+    assert (answer.status, answer.problem) == (411, "length-required")
+    assert receiver.visible() == {}
+
+
+@pytest.mark.parametrize("coding", ["gzip", "identity, br"])
+def test_a_compressed_body_is_refused_and_not_stored_as_it_is(receiver: RunningReceiver, coding: str) -> None:
+    answer = receiver.request("PUT", "/files/f", b"x", {"Content-Encoding": coding})
+    assert (answer.status, answer.problem) == (415, "unsupported-coding")
+    assert receiver.request("PUT", "/files/g", b"x", {"Content-Encoding": "identity"}).status == 201
+    assert receiver.visible() == {"g": b"x"}
+
+
 def test_two_files_under_one_name_at_once_do_not_disturb_each_other(receiver: RunningReceiver) -> None:
     with receiver.connect() as one, receiver.connect() as two:
         for wire, content in ((one, b"1111"), (two, b"2222")):

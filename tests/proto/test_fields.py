@@ -24,6 +24,7 @@ from tdx.proto.fields import (
     parse_host,
     parse_integer,
     parse_mode,
+    parse_signed,
     parse_spans,
 )
 
@@ -289,3 +290,14 @@ def test_a_conflict_mode_is_read_as_it_was_written(conflict: Conflict) -> None:
 def test_another_conflict_mode_is_refused_with_the_choices(value: str) -> None:
     with pytest.raises(ProtocolError, match="rename, overwrite, skip, error"):
         parse_conflict(value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1_600_000_000_000_000_000, -(2**63), 2**63 - 1])
+def test_a_signed_integer_is_what_it_says(value: int) -> None:
+    assert parse_signed(str(value)) == value
+
+
+@pytest.mark.parametrize("value", ["", "-", "+1", "--1", "1.0", " 1", "-9223372036854775809", str(2**63)])
+def test_what_is_no_signed_integer_of_64_bits_is_refused(value: str) -> None:
+    with pytest.raises(ProtocolError):
+        parse_signed(value)

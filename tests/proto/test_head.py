@@ -175,7 +175,7 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("fields", "framing"),
         [
-            ([], Framing(0, chunked=False)),
+            ([], Framing(0, chunked=False, stated=False)),
             ([b"Content-Length: 0"], Framing(0, chunked=False)),
             ([b"Content-Length: 9223372036854775807"], Framing(2**63 - 1, chunked=False)),
             ([b"Transfer-Encoding: chunked"], Framing(None, chunked=True)),

@@ -373,6 +373,14 @@ def test_the_next_receiver_gets_the_folder_and_its_receipts(
     other.close()
 
 
+@pytest.mark.parametrize("found", [b"", b"x" * 32, b"0" * 31, b"0" * 33])
+def test_a_store_id_that_is_none_is_named_and_not_used(inbox: Path, tmp_path: Path, found: bytes) -> None:
+    LocalStore(inbox, tmp_path / "state").close()
+    (inbox / ".tdx" / "id").write_bytes(found)
+    with pytest.raises(ConfigError, match=r"\.tdx/id: is not 32 hexadecimal digits"):
+        LocalStore(inbox, tmp_path / "state")
+
+
 def test_a_store_id_made_at_the_same_moment_by_another_is_taken(inbox: Path, tmp_path: Path) -> None:
     system = FaultySystem()
 

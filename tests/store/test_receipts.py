@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tdx.errors import ConfigError, StorageError
+from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 from tdx.store.receipts import Receipts
 
@@ -116,3 +116,13 @@ def test_what_is_no_database_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "receipts.sqlite3").write_bytes(b"this is not SQLite" * 100)
     with pytest.raises(ConfigError):
         Receipts(tmp_path, "store")
+
+
+def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_the_file(tmp_path: Path) -> None:
+    Receipts(tmp_path, "store").close()
+    receipts = Receipts(tmp_path, "store")
+    (tmp_path / "receipts.sqlite3").write_bytes(b"garbage" * 10_000)
+    with pytest.raises(StorageUnusable, match=r"receipts\.sqlite3 cannot be used.*move the file away"):
+        receipts.get(UploadId(f"{1:032x}"))
+    assert StorageUnusable.permanent
+    receipts.close()

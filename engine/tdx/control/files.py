@@ -73,7 +73,7 @@ def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpe
         conflict=_conflict_of(exchange),
         source_id=get("tdx-source"),
         fingerprint=get("tdx-fingerprint"),
-        mtime_ns=None if mtime is None else fields.parse_integer(mtime),
+        mtime_ns=None if mtime is None else fields.parse_signed(mtime),
         mode=None if mode is None else fields.parse_mode(mode),
         holes=() if holes is None else fields.parse_spans(holes),
         key=get("tdx-upload-key"),

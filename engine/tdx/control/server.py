@@ -23,6 +23,7 @@ from tdx.errors import (
     ProtocolError,
     Stalled,
     TdxError,
+    UnsupportedMedia,
 )
 from tdx.identity.port import Endpoint, Identity
 from tdx.policy import permission
@@ -58,6 +59,13 @@ def listen(host: str, port: int) -> list[socket.socket]:
             listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return bound
+
+
+def _check_coding(head: RequestHead) -> None:
+    """Bodies are stored as they come: one that is compressed would be published as it is."""
+    codings = ",".join(head.headers.get_all("content-encoding")).lower().split(",")
+    if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
+        raise UnsupportedMedia("no content coding is undone here; send the file as it is")
 
 
 class Server:
@@ -193,6 +201,7 @@ class Server:
     async def _answer(self, exchange: Exchange) -> Response:
         try:
             self._check_permitted(exchange)
+            _check_coding(exchange.head)
             handler = route(exchange.head.method, exchange.head.target)
             return await handler(self._receiver, exchange)
         except (ConnectionLost, asyncio.CancelledError):

@@ -24,6 +24,7 @@ DIGEST_SIZES: Final = {"sha-256": 32, "sha-512": 64, "xxh3-128": 16}
 """Bytes of the digests that a receiver can check, by their RFC 9530 key."""
 
 _INTEGER = re.compile(r"[0-9]{1,19}")
+_SIGNED = re.compile(r"-?[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 _SPAN = re.compile(r"[ \t]*([0-9]{1,19})-([0-9]{1,19})[ \t]*")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9A-Za-z._-]{1,254}))(?::([0-9]{0,5}))?")
@@ -74,6 +75,14 @@ def parse_integer(value: str, *, maximum: int = MAX_INTEGER) -> int:
     """A non-negative decimal integer of at most ``maximum``."""
     if _INTEGER.fullmatch(value) is None or int(value) > maximum:
         raise ProtocolError(f"not an integer from 0 to {maximum}: {value!r:.80}")
+    return int(value)
+
+
+def parse_signed(value: str) -> int:
+    """A decimal integer from -2**63 to 2**63 - 1."""
+    match = _SIGNED.fullmatch(value)
+    if match is None or not -MAX_INTEGER - 1 <= int(value) <= MAX_INTEGER:
+        raise ProtocolError(f"not an integer from {-MAX_INTEGER - 1} to {MAX_INTEGER}: {value!r:.80}")
     return int(value)
 
 

@@ -63,6 +63,7 @@ _REASONS: Final = {
     411: "Length Required",
     412: "Precondition Failed",
     413: "Content Too Large",
+    415: "Unsupported Media Type",
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
     431: "Request Header Fields Too Large",
@@ -122,10 +123,11 @@ class Headers:
 @dataclass(frozen=True, slots=True)
 class Framing:
     """How long the body is: ``length`` bytes, or chunked, or (a response with
-    neither) until the connection closes."""
+    neither) until the connection closes. ``stated`` is whether the head said so."""
 
     length: int | None
     chunked: bool
+    stated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,7 @@ def parse_request(data: bytes) -> RequestHead:
         raise ProtocolError("an HTTP/1.1 request needs a Host field")
     if version == "1.0" and "transfer-encoding" in headers:
         raise ProtocolError("HTTP/1.0 has no Transfer-Encoding")
-    framing = _framing(headers) or Framing(0, chunked=False)
+    framing = _framing(headers) or Framing(0, chunked=False, stated=False)
     return RequestHead(method, target, headers, version == "1.1" and not _closes(headers), framing)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tdx.errors import ConfigError, StorageError
+from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 
 _PATIENCE: Final = 30.0
@@ -54,11 +54,12 @@ class Receipts:
     def __init__(self, state: Path, store: str) -> None:
         """``store`` is the folder's id. ConfigError where the state directory cannot be used."""
         self._store = store
+        self._path = state / "receipts.sqlite3"
         self._lock = threading.Lock()
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._database = sqlite3.connect(
-                state / "receipts.sqlite3", timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+                self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
             try:
                 self._database.execute("PRAGMA journal_mode = WAL")
@@ -133,5 +134,10 @@ class Receipts:
                     yield cursor
                 finally:
                     cursor.close()
-            except sqlite3.Error as error:
+            except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
                 raise StorageError(f"the receipts cannot be read or written: {error}") from error
+            except sqlite3.Error as error:
+                # Not a database any more, or a broken one: no other try will go better.
+                raise StorageUnusable(
+                    f"the receipts in {self._path} cannot be used: {error}; move the file away and restart"
+                ) from error
