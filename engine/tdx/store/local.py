@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import secrets
 import stat
 import threading
@@ -34,6 +35,8 @@ from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, fa
 from tdx.store.upload import LocalUpload
 
 log = logging.getLogger(__name__)
+
+_STORE_ID: Final = re.compile(rb"[0-9a-f]{32}")
 
 _UNFINISHED_AGE: Final = 3600.0
 """A folder without a meta may be one in the making; after this many seconds it is not."""
@@ -147,11 +150,13 @@ class LocalStore:
         return True
 
     def _begin(self, folder: Folder, spec: UploadSpec) -> LocalUpload:
+        ledger = Ledger(self._system, folder, spec, self._session)
+        ledger.forget(ledger.state.beyond(self._system.fstat(folder.data).st_size))
         upload = LocalUpload(
             self._system,
             folder,
             spec,
-            Ledger(self._system, folder, spec, self._session),
+            ledger,
             self._destination,
             writeback=self._writeback,
             umask=self._umask,
@@ -417,7 +422,7 @@ def _store_id(system: System, own: int, path: str) -> str:
     """What this folder is called in the receipts: made once, and it moves with the folder."""
     try:
         try:
-            return read_small(system, "id", dir_fd=own).decode("ascii")
+            found = read_small(system, "id", dir_fd=own, most=100)
         except FileNotFoundError:
             temporary = f"id.{secrets.token_hex(8)}"
             write_file(system, temporary, secrets.token_hex(16).encode("ascii"), dir_fd=own, sync=True)
@@ -425,6 +430,11 @@ def _store_id(system: System, own: int, path: str) -> str:
                 system.link(temporary, "id", src_dir_fd=own, dst_dir_fd=own)
             system.unlink(temporary, dir_fd=own)
             system.fsync(own)
-            return read_small(system, "id", dir_fd=own).decode("ascii")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: its id cannot be read or made: {error}") from error
+            found = read_small(system, "id", dir_fd=own, most=100)
+    except OSError as error:
+        raise ConfigError(f"{path}/id: cannot be read or made: {error.strerror or error}") from error
+    if _STORE_ID.fullmatch(found) is None:
+        raise ConfigError(
+            f"{path}/id: is not 32 hexadecimal digits; restore it, or remove it to begin without receipts"
+        )
+    return found.decode("ascii")
