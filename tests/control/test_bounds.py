@@ -12,7 +12,9 @@ from tdx.integrity import MAX_EXTENT, MAX_EXTENTS, UNKNOWN_LENGTH_EXTENT
 BEYOND = 1 << 62
 
 
-def test_a_range_beyond_the_last_extent_that_a_commit_can_name_is_too_large(receiver: RunningReceiver) -> None:
+def test_a_range_beyond_the_last_extent_that_a_commit_can_name_is_too_large(
+    receiver: RunningReceiver,
+) -> None:
     upload = open_upload(receiver, "f", None)
     with receiver.connect() as wire:
         wire.send(upload.range_head(0, BEYOND, None))

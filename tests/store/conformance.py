@@ -401,7 +401,8 @@ class StoreConformance:
         again = harness.store.open(upload.id)
         assert list(again.held) == [Span(0, 2 * EXTENT + 50)]
         assert again.tails == {2: tail}
-        assert again.suspects == frozenset()
+        assert again.suspects == {0, 1, 2}
+        assert again.recheck([0, 1]) == frozenset()
         send(again, data, range(2, 4))
         publish(again, data)
         assert harness.published() == {"disk.img": data}
@@ -431,6 +432,30 @@ class StoreConformance:
         publish(again, data)
         assert harness.published() == {"disk.img": data}
 
+    def test_after_a_kill_what_no_mark_covers_is_rechecked_and_what_one_covers_is_not(
+        self, harness: Harness
+    ) -> None:
+        data = content(3 * EXTENT)
+        upload = harness.store.create(spec())
+        send(upload, data, range(1))
+        upload.mark()
+        send(upload, data, range(1, 3))
+        harness.restart()
+        harness.damage(upload.id, EXTENT)
+        upload = harness.store.open(upload.id)
+        assert list(upload.held) == [Span(0, 3 * EXTENT)]
+        assert upload.suspects == {1, 2}
+        upload.close()
+        # A mark says that what is there is durable, not that it is right.
+        upload = harness.store.open(upload.id)
+        with pytest.raises(ProtocolError):
+            publish(upload, data)
+        assert upload.recheck(upload.suspects) == {1}
+        assert upload.suspects == frozenset()
+        send(upload, data, range(1, 2))
+        publish(upload, data)
+        assert harness.published() == {"disk.img": data}
+
     def test_closing_makes_a_mark(self, harness: Harness) -> None:
         upload = harness.store.create(spec())
         send(upload, content(3 * EXTENT))
@@ -445,6 +470,7 @@ class StoreConformance:
         harness.restart(reboot=True)
         upload = harness.store.open(upload.id)
         assert upload.recheck([0]) == frozenset()
+        upload.close()
         harness.restart()
         upload = harness.store.open(upload.id)
         assert upload.suspects == frozenset()
@@ -824,6 +850,7 @@ class StoreConformance:
         harness.restart(reboot=False)
         upload = harness.store.open(upload.id)
         assert upload.digests == digests
+        assert upload.recheck(upload.suspects) == frozenset()
         publish(upload, data)
         assert harness.published() == {"disk.img": data}
 

@@ -477,6 +477,7 @@ def test_an_intent_whose_name_carries_another_file_is_taken_back(machine: Machin
     assert machine.restart() == []
     again = machine.store.open(upload.id)
     assert set(again.digests) == {0, 1, 2}
+    assert again.recheck(again.suspects) == frozenset()
     assert publish(again, DATA).path == "f (1)"
 
 
@@ -522,7 +523,9 @@ def test_a_broken_intent_is_taken_back(machine: Machine, intent: bytes) -> None:
     upload = machine.upload(name="f")
     (machine.inbox / ".tdx" / "uploads" / upload.id / "intent").write_bytes(intent)
     assert machine.restart() == []
-    assert publish(machine.store.open(upload.id), DATA).path == "f"
+    again = machine.store.open(upload.id)
+    assert again.recheck(again.suspects) == frozenset()
+    assert publish(again, DATA).path == "f"
 
 
 @pytest.mark.parametrize("blocked", [False, True])

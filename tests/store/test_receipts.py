@@ -118,7 +118,9 @@ def test_what_is_no_database_is_a_configuration_error(tmp_path: Path) -> None:
         Receipts(tmp_path, "store")
 
 
-def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_the_file(tmp_path: Path) -> None:
+def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_the_file(
+    tmp_path: Path,
+) -> None:
     Receipts(tmp_path, "store").close()
     receipts = Receipts(tmp_path, "store")
     (tmp_path / "receipts.sqlite3").write_bytes(b"garbage" * 10_000)

@@ -1012,3 +1012,27 @@ def test_a_push_after_a_push_leaves_one_receipt_each(store: LocalStore) -> None:
     first, second = push(store, b"1", key="a"), push(store, b"2", key="a")
     assert store.receipt(first.upload) == first
     assert store.receipt(second.upload) == second
+
+
+def test_bytes_lost_while_nobody_had_the_upload_are_not_held(store: LocalStore, tmp_path: Path) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    send(upload, DATA)
+    upload.close()
+    os.truncate(folder_of(tmp_path, upload) / "data", 2 * EXTENT + 1)
+    upload = store.open(upload.id)
+    assert list(upload.held) == [Span(0, 2 * EXTENT)]
+    send(upload, DATA, range(2, 4))
+    publish(upload, DATA)
+    assert visible(tmp_path / "inbox") == {"disk.img": DATA}
+
+
+def test_publishing_never_fills_up_with_zeros_what_was_recorded(store: LocalStore, tmp_path: Path) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    send(upload, DATA)
+    os.truncate(folder_of(tmp_path, upload) / "data", 3 * EXTENT)
+    with pytest.raises(StorageError, match="sent again"):
+        publish(upload, DATA)
+    assert list(upload.held) == [Span(0, 3 * EXTENT)]
+    send(upload, DATA, range(3, 4))
+    publish(upload, DATA)
+    assert visible(tmp_path / "inbox") == {"disk.img": DATA}

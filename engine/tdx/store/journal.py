@@ -135,6 +135,7 @@ class State:
         self.held = RangeSet()
         self.zeros = RangeSet()
         """Indices of extents, as ranges: a sparse file has millions of them in a few holes."""
+        self._doubted: set[int] = set()
         self._durable: dict[int, Entry] = {}
         self._recent: list[tuple[int, Entry]] = []
         self._entries: dict[int, Entry] = {}
@@ -183,15 +184,22 @@ class State:
         }
 
     def suspects(self) -> frozenset[int]:
-        """Extents recorded in another session than this."""
+        """Extents to be read again: recorded under another boot, filesystem or mount, or before the
+        present claim without a mark that covers them."""
         return frozenset(index for index, entry in self._entries.items() if self.is_suspect(entry))
 
     def is_suspect(self, entry: Entry) -> bool:
-        return entry.session is not self.session and not entry.session.same(self._session())
+        if entry.session is self.session:
+            return False
+        return _index(entry, self.extent_size) in self._doubted or not entry.session.same(self._session())
 
     def recent(self) -> set[int]:
         """Extents with a piece that no mark covers."""
         return {_index(entry, self.extent_size) for _, entry in self._recent}
+
+    def beyond(self, size: int) -> set[int]:
+        """Extents whose recorded bytes end after a file of ``size`` bytes."""
+        return {index for index, entry in self._entries.items() if entry.piece.span.end > size}
 
     def known(self, index: int) -> bool:
         return index in self._entries or self.zeros.covers(Span(index, index + 1))
@@ -240,6 +248,7 @@ class State:
 
     def _show(self, index: int, entry: Entry | None) -> None:
         """Make ``entry`` what counts for this extent."""
+        self._doubted.discard(index)
         if self.known(index):
             self.zeros.remove(Span(index, index + 1))
             self._entries.pop(index, None)
@@ -253,6 +262,7 @@ class State:
 
     def _invalidate(self, first: int, end: int) -> None:
         self.held.remove(Span(first * self.extent_size, end * self.extent_size))
+        self._doubted = {index for index in self._doubted if not first <= index < end}
         for table in (self._entries, self._durable):
             for index in [index for index in table if first <= index < end]:
                 del table[index]
@@ -270,6 +280,9 @@ class State:
             for index in self.recent():
                 self._show(index, self._durable.get(index))
             self._recent.clear()
+        # Whoever held the claim was killed before a mark: nobody has vouched for the file since. A
+        # later mark does not either, only a recheck.
+        self._doubted |= self.recent()
         self.session = session
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from tdx.model import UploadSpec
 from tdx.store.folders import Folder
-from tdx.store.journal import Record, Session, State, encode, replay
+from tdx.store.journal import Record, Session, State, encode, replay, runs
 from tdx.store.syscalls import System, failure
 
 
@@ -60,6 +61,10 @@ class Ledger:
         with self.lock:
             for record in records:
                 self.state.apply(record)
+
+    def forget(self, extents: Iterable[int]) -> None:
+        """Under ``writing``: say that of these extents nothing is held. NoSpace, StorageError."""
+        self.append([Record.invalidate(first, end) for first, end in runs(extents)])
 
     def sync(self) -> None:
         """Make the journal, and the folder it lies in, durable. OSError."""

@@ -265,8 +265,7 @@ class LocalUpload:
 
     def _forget(self, extents: Iterable[int]) -> None:
         with self._appending():
-            known = [index for index in extents if self._state.known(index)]
-            self._ledger.append([Record.invalidate(first, end) for first, end in runs(known)])
+            self._ledger.forget(index for index in extents if self._state.known(index))
         self._sync_journal()
 
     def recheck(self, extents: Iterable[int]) -> frozenset[int]:
@@ -410,7 +409,13 @@ class LocalUpload:
         mode = 0o666 & ~self._umask if self._spec.mode is None else self._spec.mode & 0o777
         data = self._folder.data
         try:
-            if self._system.fstat(data).st_size != size:
+            found = self._system.fstat(data).st_size
+            if lost := self._state.beyond(found):
+                self._forget(lost)
+                raise StorageError(
+                    f"{self._spec.name}: bytes that were stored are gone; they must be sent again"
+                )
+            if found != size:
                 self._system.ftruncate(data, size)
         except OSError as error:
             raise failure(f"{self._spec.name}: cannot be given its length", error) from error
