@@ -16,7 +16,7 @@ import pytest
 from store.conformance import EXTENT, ME, content, publish, push, send, spec, visible
 from store.faulty import FaultySystem, Stopped
 from tdx.data.port import DescriptorSink
-from tdx.errors import NoSpace, NotFound, StorageError, UploadBusy
+from tdx.errors import Busy, NoSpace, NotFound, StorageError, UploadBusy
 from tdx.integrity import MIB, digest_of, extent_size_for, zero_digest
 from tdx.model import FileName, Span, UploadId, UploadSpec
 from tdx.store import upload as upload_module
@@ -1036,3 +1036,10 @@ def test_publishing_never_fills_up_with_zeros_what_was_recorded(store: LocalStor
     send(upload, DATA, range(3, 4))
     publish(upload, DATA)
     assert visible(tmp_path / "inbox") == {"disk.img": DATA}
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_want_of_descriptors_is_for_another_time(store: LocalStore, system: OnDisk, code: int) -> None:
+    system.fail("open", code)
+    with pytest.raises(Busy):
+        store.create(spec(length=len(DATA)))

@@ -14,7 +14,7 @@ import os
 import time
 from typing import Any, Final
 
-from tdx.errors import NoSpace, StorageError, TdxError
+from tdx.errors import Busy, NoSpace, StorageError, TdxError
 
 TMPFS: Final = 0x01021994
 RAMFS: Final = 0x858458F6
@@ -30,6 +30,8 @@ NO_PREALLOCATION: Final = IN_MEMORY | {BTRFS, ZFS, BCACHEFS, OVERLAY}
 """Where reserved blocks cost time and reserve nothing: in memory, copy-on-write, or unknown underneath."""
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
@@ -74,6 +76,8 @@ def failure(what: str, error: OSError) -> TdxError:
     """The error of the tree for a failed call; ``what`` begins its message."""
     if error.errno in NO_SPACE:
         return NoSpace(f"{what}: no space left on the receiver's disk")
+    if error.errno in OUT_OF_DESCRIPTORS:
+        return Busy(f"{what}: the receiver has too many files open; try again later")
     return StorageError(f"{what}: {error.strerror or error}")
 
 
