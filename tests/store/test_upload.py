@@ -1023,7 +1023,7 @@ def test_bytes_lost_while_nobody_had_the_upload_are_not_held(store: LocalStore, 
     assert list(upload.held) == [Span(0, 2 * EXTENT)]
     send(upload, DATA, range(2, 4))
     publish(upload, DATA)
-    assert visible(tmp_path / "inbox") == {"disk.img": DATA}
+    assert visible(str(tmp_path / "inbox")) == {"disk.img": DATA}
 
 
 def test_publishing_never_fills_up_with_zeros_what_was_recorded(store: LocalStore, tmp_path: Path) -> None:
@@ -1035,7 +1035,7 @@ def test_publishing_never_fills_up_with_zeros_what_was_recorded(store: LocalStor
     assert list(upload.held) == [Span(0, 3 * EXTENT)]
     send(upload, DATA, range(3, 4))
     publish(upload, DATA)
-    assert visible(tmp_path / "inbox") == {"disk.img": DATA}
+    assert visible(str(tmp_path / "inbox")) == {"disk.img": DATA}
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])

@@ -145,7 +145,8 @@ async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
 
 
 async def _recheck(session: Session) -> frozenset[int]:
-    """Read again what was recorded before a reboot; the extents that are lost."""
+    """Read again what an earlier process may have lost; the extents that are."""
+    await session.rechecked()
     suspects = session.upload.suspects
     return await session.workers.at_length(session.upload.recheck, suspects) if suspects else frozenset()
 

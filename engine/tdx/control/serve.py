@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
 
@@ -14,7 +16,7 @@ from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
-from tdx.errors import Interrupted
+from tdx.errors import ConfigError, Interrupted
 from tdx.export.prometheus import serve_metrics
 from tdx.identity.local import LocalProvider
 from tdx.identity.port import Endpoint
@@ -49,6 +51,14 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
     )
 
 
+def _raise_descriptor_limit() -> None:
+    """Each connection is a descriptor, each upload in hand three: take what one may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(
     config: ServeConfig,
     ready: Callable[[Sequence[Endpoint], Endpoint | None], None],
@@ -73,6 +83,7 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
     scraped = None
@@ -82,8 +93,13 @@ async def serve(
             scraped = serve_metrics(receiver.metrics, *config.metrics)
         addresses = await server.start()
         ready(addresses, None if scraped is None else Endpoint(*scraped.address))
-        await stop.wait()
+        waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.folder_gone)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         stopping()
+        if server.folder_gone.is_set():
+            raise ConfigError(f"{config.folder} has been removed; make it again and restart the receiver")
         log.info("stopping: what is on its way can be resumed")
     finally:
         await server.stop()

@@ -79,6 +79,8 @@ class Server:
         self._conversations: set[asyncio.Task[None]] = set()
         self._housekeeper: asyncio.Task[None] | None = None
         self._stopping = False
+        self.folder_gone = asyncio.Event()
+        """Set once the folder that is received into has been removed: there is nothing left to serve."""
         self._numbers = itertools.count()
 
     async def start(self) -> list[Endpoint]:
@@ -115,6 +117,9 @@ class Server:
         receiver, expired_at = self._receiver, -EXPIRY_SECONDS
         while True:
             try:
+                if not await receiver.workers.on_disk(receiver.store.is_present):
+                    self.folder_gone.set()
+                    return
                 await receiver.sessions.release_idle(loop.time())
                 if loop.time() - expired_at >= EXPIRY_SECONDS:
                     expired_at = loop.time()

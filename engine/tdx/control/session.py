@@ -91,6 +91,7 @@ class Session:
         self.metrics = metrics
         self._pump = pump
         self._users = 0
+        self._rechecking: asyncio.Task[None] | None = None
         self._leases = Leases()
         self._writers: dict[int, Writer] = {}
         self._numbers = itertools.count(1)
@@ -120,6 +121,21 @@ class Session:
             yield
         finally:
             self._users -= 1
+
+    def recheck_early(self) -> None:
+        """Begin to read again what an earlier process recorded and may have lost, while the
+        sender sends the rest; the commit waits for it, and finds what differs missing."""
+        if self._rechecking is None and self.upload.suspects:
+            self._rechecking = asyncio.create_task(self._recheck_early())
+
+    async def _recheck_early(self) -> None:
+        with self.in_use(), contextlib.suppress(TdxError):  # the commit looks at all that is left
+            await self.workers.at_length(self.upload.recheck, self.upload.suspects)
+
+    async def rechecked(self) -> None:
+        """Wait for what :meth:`recheck_early` began."""
+        if self._rechecking is not None:
+            await asyncio.wait([self._rechecking])
 
     def restarted(self) -> None:
         """A new run has taken the upload over."""

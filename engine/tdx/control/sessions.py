@@ -22,6 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 REMEMBERED_ENDS: Final = 4096
+MOST_IDLE: Final = 64
 IDLE_SECONDS: Final = 30.0
 """A session without a writer gives up its claim after this long, so that other processes can clean up."""
 
@@ -59,7 +60,9 @@ class Sessions:
                         continue
                 await self._supersede(partial.upload, spec.owner)
             upload = await self._workers.on_disk(self._store.create, spec)
-            return self._adopt(upload), None
+            session = self._adopt(upload)
+        await self._make_room(session)
+        return session, None
 
     async def _partials_like(self, spec: UploadSpec) -> list[Partial]:
         """The partials that a new run of this push goes on from, or replaces."""
@@ -95,6 +98,7 @@ class Sessions:
             await session.cut_off_writers(reason)
             session.restarted()
             await self._workers.on_disk(session.upload.refresh, spec)
+            session.recheck_early()
             return session
 
     async def _supersede(self, upload: UploadId, owner: Owner) -> None:
@@ -126,6 +130,7 @@ class Sessions:
         if session.owner != owner:
             raise NotFound("no such upload")
         session.touch()
+        await self._make_room(session)
         return session
 
     @contextlib.asynccontextmanager
@@ -231,6 +236,12 @@ class Sessions:
         async with self._lock(session.id):
             if self._forget(session):
                 await self._workers.on_disk(session.upload.close)
+
+    async def _make_room(self, newest: Session) -> None:
+        """Keep few idle claims: each holds descriptors. The longest unused go first."""
+        idle = [session for session in self._open.values() if not session.busy and session is not newest]
+        if len(idle) > MOST_IDLE:
+            await self.release(min(idle, key=lambda session: session.last_used))
 
     async def release_idle(self, now: float) -> None:
         for session in list(self._open.values()):

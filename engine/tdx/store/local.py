@@ -220,6 +220,9 @@ class LocalStore:
         with self._lock:
             return max(0, self._free())
 
+    def is_present(self) -> bool:
+        return self._system.fstat(self._uploads).st_nlink > 0
+
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 

@@ -341,6 +341,9 @@ class MemoryStore:
         with self._lock:
             return max(0, self._free())
 
+    def is_present(self) -> bool:
+        return True
+
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 

@@ -215,6 +215,10 @@ class Store(Protocol):
 
     def staged_bytes(self) -> int: ...
 
+    def is_present(self) -> bool:
+        """Whether the folder is still there: one that was removed takes no more uploads."""
+        ...
+
     def recover(self) -> list[Receipt]:
         """Finish intents whose inode already carries the final name; called once at
         start, before any upload is opened."""
