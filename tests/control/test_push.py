@@ -237,3 +237,20 @@ class TestRefused:
             with pytest.raises(Forbidden, match="same-user"):
                 push(receiver.peer, source_of(tmp_path, pattern(size)), tmp_path / "sender")
         assert receiver.visible() == {}
+
+
+@pytest.mark.parametrize("size", [1000, 9 << 20])
+def test_a_push_repeated_after_its_name_was_numbered_makes_no_further_copy(
+    receiver: RunningReceiver, tmp_path: Path, size: int
+) -> None:
+    source = tmp_path / "disk.img"
+    source.write_bytes(pattern(size))
+    (receiver.folder / "disk.img").write_bytes(b"of somebody else")
+    first = push(receiver.peer, source, tmp_path / "own")
+    again = push(receiver.peer, source, tmp_path / "own")
+    assert (first.outcome, first.path) == (Outcome.PUBLISHED, "disk (1).img")
+    assert (again.outcome, again.path) == (Outcome.IDENTICAL, "disk (1).img")
+    source.write_bytes(pattern(size, 7))
+    changed = push(receiver.peer, source, tmp_path / "own")
+    assert (changed.outcome, changed.path) == (Outcome.PUBLISHED, "disk (2).img")
+    assert sorted(receiver.visible()) == ["disk (1).img", "disk (2).img", "disk.img"]

@@ -651,6 +651,18 @@ class StoreConformance:
             harness.store.create(spec("a/b"))
         assert harness.store.partials() == []
 
+    def test_look_alikes_are_the_file_of_the_name_and_what_was_numbered(self, harness: Harness) -> None:
+        harness.put("disk.img", b"theirs")
+        store = harness.store
+        paths = [push(store, data).path for data in (b"mine 1", b"mine 2", b"longer one")]
+        assert paths == ["disk (1).img", "disk (2).img", "disk (3).img"]
+        alike = {each.path: each.size for each in store.look_alikes(ME, FileName("disk.img"), 6)}
+        assert alike == {"disk.img": 6, "disk (1).img": 6, "disk (2).img": 6}
+        assert [each.path for each in store.look_alikes(ME, FileName("disk.img"), 10)] == ["disk (3).img"]
+        somebody = Owner("local:4711")
+        assert [each.path for each in store.look_alikes(somebody, FileName("disk.img"), 6)] == ["disk.img"]
+        assert store.look_alikes(ME, FileName("other"), 6) == []
+
     def test_existing_tells_only_of_files(self, harness: Harness) -> None:
         harness.put("folder/file", b"12345")
         store = harness.store

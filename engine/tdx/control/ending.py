@@ -20,9 +20,10 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, Hasher, Root, extent_count, new_hasher
-from tdx.model import MAX_REPAIR_ROUNDS, Conflict, Outcome, Receipt, Span, Stages
+from tdx.model import MAX_REPAIR_ROUNDS, Conflict, FileName, Outcome, Receipt, Span, Stages, UploadSpec
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent, UploadState
+from tdx.store.port import Existing, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +123,35 @@ def _committing(session: Session) -> Generator[None]:
 async def _settle_identical(
     session: Session, digests: Sequence[bytes], root: str, *, verified: bool
 ) -> Receipt | None:
-    """End the upload as ``identical`` if the published file of its name has these digests."""
-    spec, store, workers = session.upload.spec, session.store, session.workers
-    existing = await workers.on_disk(store.existing, spec.name)
-    if existing is None or existing.size != spec.length:
-        return None
-    if await workers.at_length(store.existing_digests, spec.name, spec.extent_size) != list(digests):
+    """End the upload as ``identical`` if the published file of its name has these digests, or
+    one that an earlier push of it was numbered as."""
+    workers = session.workers
+    path = await workers.at_length(find_identical, session.store, session.upload.spec, list(digests))
+    if path is None:
         return None
     receipt = await workers.at_length(
-        session.upload.settle, Outcome.IDENTICAL, existing.path, root=root, verified=verified
+        session.upload.settle, Outcome.IDENTICAL, path, root=root, verified=verified
     )
     session.machine.handle(UploadEvent.PUBLISH)
     return receipt
+
+
+def candidates(store: Store, spec: UploadSpec) -> list[Existing]:
+    """The published files that may be what ``spec`` is about to bring. Blocks."""
+    if spec.length is None:
+        return []
+    if spec.conflict is Conflict.RENAME:
+        return store.look_alikes(spec.owner, spec.name, spec.length)
+    existing = store.existing(spec.name)
+    return [existing] if existing is not None and existing.size == spec.length else []
+
+
+def find_identical(store: Store, spec: UploadSpec, digests: list[bytes]) -> str | None:
+    """The path of a published file that has these extents' digests. Reads files; blocks."""
+    for each in candidates(store, spec):
+        if store.existing_digests(FileName(each.path), spec.extent_size) == digests:
+            return each.path
+    return None
 
 
 async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from tdx.control.ending import Claim, finish
+from tdx.control.ending import Claim, candidates, find_identical, finish
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
@@ -189,9 +189,10 @@ async def _settled_before_body(
     outcome = None
     if spec.conflict is Conflict.SKIP:
         outcome = Outcome.SKIPPED
-    elif await _is_there(receiver, spec, existing, claims):
+    elif (path := await _find_there(receiver, spec, claims)) is not None:
         # Whoever put it there may not have made it durable yet, and this answer says that it is.
-        await receiver.workers.at_length(receiver.store.make_durable, existing.path)
+        size = await receiver.workers.at_length(receiver.store.make_durable, path)
+        existing = Existing(path, size)
         outcome = Outcome.IDENTICAL
     elif spec.conflict is Conflict.ERROR:
         raise Exists(f"{spec.name} exists")
@@ -201,15 +202,13 @@ async def _settled_before_body(
     return left_alone(receiver, exchange, spec.name, existing, outcome)
 
 
-async def _is_there(
-    receiver: Receiver, spec: UploadSpec, existing: Existing, claims: Sequence[Claim]
-) -> bool:
-    """Whether a file of one extent has the digest that is claimed for the new one."""
-    claimed = [claim.digest for claim in claims if claim.algorithm == ALGORITHM]
-    if not claimed or spec.length is None or not existing.size == spec.length <= spec.extent_size:
-        return False
-    there = await receiver.workers.on_disk(receiver.store.existing_digests, spec.name, spec.extent_size)
-    return there is not None and all(there == ([digest] if spec.length else []) for digest in claimed)
+async def _find_there(receiver: Receiver, spec: UploadSpec, claims: Sequence[Claim]) -> str | None:
+    """The published file of one extent that has the digest claimed for the new one."""
+    claimed = {claim.digest for claim in claims if claim.algorithm == ALGORITHM}
+    if len(claimed) != 1 or spec.length is None or spec.length > spec.extent_size:
+        return None
+    digests = list(claimed) if spec.length else []
+    return await receiver.workers.at_length(find_identical, receiver.store, spec, digests)
 
 
 async def _put_part(
@@ -281,8 +280,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         spec, resume=wish is not None and fields.parse_boolean(wish)
     )
     # An earlier run may have published while this one waited for its end.
-    existing = await receiver.workers.on_disk(receiver.store.existing, name)
-    same_size = existing is not None and existing.size == length
+    same_size = bool(await receiver.workers.on_disk(candidates, receiver.store, spec))
     if earlier is not None:
         receiver.metrics.resumes.add(1)
         receiver.metrics.resumed_bytes.add(session.upload.held.total())

@@ -41,6 +41,9 @@ _STORE_ID: Final = re.compile(rb"[0-9a-f]{32}")
 _UNFINISHED_AGE: Final = 3600.0
 """A folder without a meta may be one in the making; after this many seconds it is not."""
 
+MOST_LOOK_ALIKES: Final = 8
+"""Earlier copies of one name that are compared with what is being pushed again."""
+
 
 class LocalStore:
     """See :class:`tdx.store.port.Store`. Its uploads offer descriptors."""
@@ -273,6 +276,14 @@ class LocalStore:
     def existing(self, name: FileName) -> Existing | None:
         found = self._tree.look(name)
         return Existing(name, found.st_size) if found is not None and stat.S_ISREG(found.st_mode) else None
+
+    def look_alikes(self, owner: Owner, name: FileName, size: int) -> list[Existing]:
+        found = [self.existing(name)]
+        for path in self._receipts.paths(owner, name, size, MOST_LOOK_ALIKES):
+            if path != name:
+                with contextlib.suppress(TdxError):  # what is in its way now is no look-alike
+                    found.append(self.existing(FileName(path)))
+        return [each for each in found if each is not None and each.size == size]
 
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
         try:

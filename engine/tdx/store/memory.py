@@ -313,6 +313,16 @@ class MemoryStore:
             found = self.files.get(name)
             return None if found is None else Existing(name, len(found.data))
 
+    def look_alikes(self, owner: Owner, name: FileName, size: int) -> list[Existing]:
+        with self._lock:
+            earlier = [
+                each for each, _ in self._receipts.values() if (each.owner, each.name) == (owner, name)
+            ]
+        newest_first = sorted(earlier, key=lambda each: each.published_at, reverse=True)
+        paths = dict.fromkeys([name, *(FileName(each.path) for each in newest_first)])
+        found = [self.existing(path) for path in paths]
+        return [each for each in found if each is not None and each.size == size]
+
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
         with self._lock:
             self._check_path(name)

@@ -193,6 +193,12 @@ class Store(Protocol):
         whose path is blocked by a file or a link raises :class:`tdx.errors.BadName`."""
         ...
 
+    def look_alikes(self, owner: Owner, name: FileName, size: int) -> list[Existing]:
+        """The published files of this size that may be what ``owner`` is about to push as
+        ``name``: the one of that name, and those that earlier pushes of it were published as
+        under a numbered name, newest first. Bounded by how long receipts are kept."""
+        ...
+
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
         """Read and hash the published file of this name; its extent digests in order. None
         where there is none, or it cannot be read: it is not known to be identical to anything."""

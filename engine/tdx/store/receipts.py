@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS receipts (
     PRIMARY KEY (store, upload)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS receipts_by_key ON receipts (store, owner, key) WHERE key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS receipts_by_name ON receipts (store, owner, name, size);
 CREATE INDEX IF NOT EXISTS receipts_by_expiry ON receipts (store, expires_at);
 """
 
@@ -46,6 +47,10 @@ SELECT upload, owner, key, name, path, size, root, verified, outcome, published_
 FROM receipts WHERE store = ? AND """
 _BY_UPLOAD: Final = _SELECT + "upload = ?"
 _BY_KEY: Final = _SELECT + "owner = ? AND key = ? ORDER BY published_at DESC LIMIT 1"
+
+_PATHS: Final = """
+SELECT path FROM receipts WHERE store = ? AND owner = ? AND name = ? AND size = ?
+GROUP BY path ORDER BY max(published_at) DESC LIMIT ?"""
 
 
 class Receipts:
@@ -96,6 +101,13 @@ class Receipts:
     def by_key(self, owner: Owner, key: str) -> Receipt | None:
         """The newest receipt for this owner's key."""
         return self._one(_BY_KEY, owner, key)
+
+    def paths(self, owner: Owner, name: FileName, size: int, limit: int) -> list[str]:
+        """Where this owner's files that were pushed as ``name``, with this size, ended up: the
+        newest ``limit``."""
+        with self._cursor() as cursor:
+            cursor.execute(_PATHS, (self._store, owner, name, size, limit))
+            return [str(path) for (path,) in cursor.fetchall()]
 
     def expire(self, now: float) -> None:
         with self._cursor() as cursor:
