@@ -43,7 +43,7 @@ class LeftOut:
     reason: str
 
 
-def check(paths: Sequence[str], *, name: str | None, resume: bool) -> None:
+def check(paths: Sequence[str], *, name: str | None, resume: bool, digest: str | None = None) -> None:
     """UsageError where the flags and the PATHs contradict each other."""
     if len(paths) > 1 and name is not None:
         raise UsageError("--name names one file; leave it out to push several PATHs")
@@ -52,6 +52,8 @@ def check(paths: Sequence[str], *, name: str | None, resume: bool) -> None:
             raise UsageError("standard input cannot be read again from the middle: leave out --resume or -")
         if name is None:
             raise UsageError("standard input has no name; give it one with --name")
+        if digest is not None:
+            raise UsageError("standard input cannot be read twice: leave out --digest or -")
     _check_distinct(paths)
 
 

@@ -48,6 +48,11 @@ PUMPS = ("auto", "sendfile", "buffered")
     show_default="60s",
     help="Give a connection up when nothing moves for this long.",
 )
+@click.option(
+    "--digest",
+    type=click.Choice(["sha-256", "sha-512"]),
+    help="Have the whole file verified by this digest as well.",
+)
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
 @click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
@@ -69,6 +74,7 @@ def command(
     retries: int,
     timeout: float | None,
     stall_timeout: float,
+    digest: str | None,
     pump: str | None,
     as_json: bool,
     quiet: bool,
@@ -89,7 +95,7 @@ def command(
 
     from tdx_cli import plan
 
-    plan.check(paths, name=name, resume=resume)
+    plan.check(paths, name=name, resume=resume, digest=digest)
     from tdx.config import state_directory
     from tdx.control.dial import Peer
     from tdx.control.sender import SenderOptions
@@ -105,6 +111,7 @@ def command(
         conflict=Conflict(conflict),
         resume=resume,
         streams=streams,
+        digest=digest,
         pump=pump,
         timeout=timeout,
         quiet=quiet,

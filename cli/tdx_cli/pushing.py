@@ -42,6 +42,7 @@ class Wishes:
     conflict: Conflict
     resume: bool
     streams: int | None
+    digest: str | None
     pump: str | None
     timeout: float | None
     quiet: bool
@@ -179,6 +180,7 @@ class Run:
             conflict=wishes.conflict,
             resume=wishes.resume,
             streams=wishes.streams,
+            digest=wishes.digest,
             pump=wishes.pump,
         )
         if item.is_stdin:

@@ -132,3 +132,9 @@ def test_flags_that_contradict_the_paths_are_refused(
 def test_flags_that_agree_are_not() -> None:
     check(["a", "b"], name=None, resume=True)
     check(["-"], name="n", resume=False)
+
+
+def test_a_digest_of_the_whole_is_not_taken_of_what_cannot_be_read_twice() -> None:
+    with pytest.raises(UsageError, match="--digest"):
+        check(["-"], name="n", resume=False, digest="sha-256")
+    check(["f"], name=None, resume=False, digest="sha-256")

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from support.datakit import pattern
 from support.receiving import RunningReceiver, in_background, push, running
+from tdx.control import ending
 from tdx.control.dial import Peer
 from tdx.control.progress import Tally
 from tdx.control.sender import SenderOptions
-from tdx.errors import BadName, Exists, Forbidden, NoSpace, SourceError, UnknownPeer, Unreachable
+from tdx.control.session import Session
+from tdx.data.source import Source
+from tdx.errors import (
+    BadName,
+    Exists,
+    Forbidden,
+    NoSpace,
+    SourceError,
+    UnknownPeer,
+    Unreachable,
+    VerificationFailed,
+)
 from tdx.integrity import Root, digest_of
 from tdx.metrics import Metrics
 from tdx.model import Conflict, Outcome, Owner
@@ -254,3 +267,36 @@ def test_a_push_repeated_after_its_name_was_numbered_makes_no_further_copy(
     changed = push(receiver.peer, source, tmp_path / "own")
     assert (changed.outcome, changed.path) == (Outcome.PUBLISHED, "disk (2).img")
     assert sorted(receiver.visible()) == ["disk (1).img", "disk (2).img", "disk.img"]
+
+
+@pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
+@pytest.mark.parametrize("size", [0, 1000, 9 << 20])
+def test_a_further_digest_of_the_whole_file_is_verified_before_it_is_published(
+    receiver: RunningReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, algorithm: str
+) -> None:
+    seen: list[str] = []
+    content_digest = ending._content_digest
+
+    def noticed(session: Session, digests: Sequence[bytes], asked: str) -> bytes:
+        seen.append(asked)
+        return content_digest(session, digests, asked)
+
+    monkeypatch.setattr(ending, "_content_digest", noticed)
+    source = tmp_path / "f"
+    source.write_bytes(pattern(size))
+    result = push(receiver.peer, source, tmp_path / "own", digest=algorithm)
+    assert result.outcome is Outcome.PUBLISHED
+    assert algorithm in seen
+    assert receiver.visible() == {"f": pattern(size)}
+
+
+@pytest.mark.parametrize("size", [1000, 9 << 20])
+def test_a_file_without_its_further_digest_is_not_published(
+    receiver: RunningReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(Source, "content_digest", lambda *_: bytes(32))
+    source = tmp_path / "f"
+    source.write_bytes(pattern(size))
+    with pytest.raises(VerificationFailed):
+        push(receiver.peer, source, tmp_path / "own", digest="sha-256")
+    assert receiver.visible() == {}

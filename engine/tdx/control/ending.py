@@ -35,13 +35,14 @@ class Claim:
 
 
 async def commit(
-    session: Session, digests: Sequence[bytes], length: int, *, check_identical: bool
+    session: Session, digests: Sequence[bytes], length: int, claims: Sequence[Claim], *, check_identical: bool
 ) -> Receipt:
     """Hold the sender's digests of extents against the recorded ones, and publish if all are equal.
 
-    With ``check_identical`` the published file of this name is compared first.
-    Raises ExtentsDiffer with what is to be sent again, VerificationFailed after the
-    last repair round. The caller holds the session's gate.
+    With ``check_identical`` the published file of this name is compared first. ``claims`` are
+    held against what was stored, which is read again. Raises ExtentsDiffer with what is to be
+    sent again, VerificationFailed after the last repair round, DigestMismatch for a claim. The
+    caller holds the session's gate.
     """
     upload, size = session.upload, session.upload.spec.extent_size
     with _committing(session):
@@ -64,6 +65,7 @@ async def commit(
             session.compared = True
         await _recheck(session)
         await _compare(session, digests)
+        await _verify(session, digests, claims)
         async with session.publishing:
             # Another run of the same push may have published since this one was opened.
             if not session.compared and (
@@ -96,11 +98,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
             )
         recorded = upload.digests
         digests = [recorded[index] for index in range(extent_count(length, size))]
-        for claim in claims:
-            found = await session.workers.at_length(_content_digest, session, digests, claim.algorithm)
-            if found != claim.digest:
-                session.metrics.digest_failures.add(1)
-                raise digests_differ(claim.algorithm, claim.digest)
+        await _verify(session, digests, claims)
         root, verified = str(Root.over(digests, length, size)), bool(claims)
         async with session.publishing:
             if (receipt := await _settle_identical(session, digests, root, verified=verified)) is not None:
@@ -167,6 +165,14 @@ async def _recheck(session: Session) -> frozenset[int]:
     await session.rechecked()
     suspects = session.upload.suspects
     return await session.workers.at_length(session.upload.recheck, suspects) if suspects else frozenset()
+
+
+async def _verify(session: Session, digests: Sequence[bytes], claims: Sequence[Claim]) -> None:
+    for claim in claims:
+        found = await session.workers.at_length(_content_digest, session, digests, claim.algorithm)
+        if found != claim.digest:
+            session.metrics.digest_failures.add(1)
+            raise digests_differ(claim.algorithm, claim.digest)
 
 
 async def _compare(session: Session, digests: Sequence[bytes]) -> None:

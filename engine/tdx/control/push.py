@@ -40,6 +40,9 @@ class PushOptions:
     resume: bool = False
     streams: int | None = None
     pump: str | None = None
+    digest: str | None = None
+    """A further digest of the whole file, ``sha-256`` or ``sha-512`` (RFC 9530), that the receiver
+    must find in what it stored before it publishes."""
 
 
 class FilePush:
@@ -60,6 +63,8 @@ class FilePush:
         self._extent_size = extent_size_for(source.length)
         self._count = extent_count(source.length, self._extent_size)
         self._digests: dict[int, bytes] = {}
+        self._whole: list[tuple[str, str]] = []
+        """The field with the digest of the whole file, once it is known."""
         self._log: DigestLog
         tally.total = source.length
 
@@ -98,11 +103,11 @@ class FilePush:
         digest = digest_of(content)
         digests = [digest] if self._count else []
         await self._check_unchanged(digests)
+        await self._digest_whole(Cancel())
         self._tally.phase = "sending"
         self._machine.handle(PushEvent.OPEN)
-        answer = await put_whole(
-            self._client, self._target, content, digest, self._meta(), self._pace, self._tally
-        )
+        meta = [*self._meta(), *self._whole]
+        answer = await put_whole(self._client, self._target, content, digest, meta, self._pace, self._tally)
         self._machine.handle(PushEvent.RECEIPT)
         return answer.document(), str(Root.over(digests, self._length, self._extent_size))
 
@@ -213,6 +218,8 @@ class FilePush:
                 group.create_task(sending.send(missing))
                 if unknown:
                     group.create_task(self._hash(unknown, cancel))
+                if not self._whole:
+                    group.create_task(self._digest_whole(cancel))
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
         finally:
@@ -243,6 +250,15 @@ class FilePush:
 
         await self._client.workers.until(lambda: cancel.set(Interrupted("stopped")), work)
 
+    async def _digest_whole(self, cancel: Cancel) -> None:
+        algorithm = self._options.digest
+        if algorithm is not None:
+            value = await self._client.workers.until(
+                lambda: cancel.set(Interrupted("stopped")),
+                lambda: self._source.content_digest(algorithm, cancel.check),
+            )
+            self._whole = [("Repr-Digest", fields.format_digest(algorithm, value))]
+
     async def _commit(self, upload: OpenUpload, extra: list[tuple[str, str]]) -> Answer:
         return await self._client.request(
             "POST",
@@ -250,6 +266,7 @@ class FilePush:
             [
                 *upload.fields,
                 *extra,
+                *self._whole,
                 ("Upload-Length", str(self._length)),
                 ("Content-Type", "application/octet-stream"),
             ],

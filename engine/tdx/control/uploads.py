@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tdx.control import ending
+from tdx.control.ending import Claim
 from tdx.control.files import check_stated_length, claims_of, complete, receipt_response
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
@@ -141,6 +142,7 @@ async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
             upload,
             digests,
             fields.parse_integer(length),
+            claims_of(exchange, "repr-digest"),
             check_identical=check is not None and fields.parse_boolean(check),
         )
     )
@@ -153,6 +155,7 @@ async def _commit(
     upload: UploadId,
     digests: list[bytes],
     length: int,
+    claims: list[Claim],
     *,
     check_identical: bool,
 ) -> Receipt:
@@ -164,7 +167,9 @@ async def _commit(
         async with receiver.sessions.alone(upload, owner) as session:
             session.check_epoch(epoch)
             try:
-                receipt = await ending.commit(session, digests, length, check_identical=check_identical)
+                receipt = await ending.commit(
+                    session, digests, length, claims, check_identical=check_identical
+                )
             except (Exists, VerificationFailed):
                 await receiver.sessions.discard(session, "failed")
                 raise
