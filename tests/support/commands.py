@@ -30,8 +30,11 @@ class Tdx:
         for variable in ("NO_COLOR", "FORCE_COLOR", "NOTIFY_SOCKET", "TDX_DEBUG", "STATE_DIRECTORY"):
             self.env.pop(variable, None)
 
-    def __call__(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run to the end; output as text. ``env`` is added to the environment."""
+    def __call__(
+        self, *arguments: object, through: Sequence[str] = (), **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end; output as text. ``env`` is added to the environment; ``through`` is a
+        command that runs the command."""
         env = self.env | options.pop("env", {})
         options = {
             "stdout": subprocess.PIPE,
@@ -42,7 +45,12 @@ class Tdx:
         if "input" in options:
             del options["stdin"]
         return subprocess.run(
-            [*COMMAND, *map(str, arguments)], text=True, env=env, timeout=PATIENCE, check=False, **options
+            [*through, *COMMAND, *map(str, arguments)],
+            text=True,
+            env=env,
+            timeout=PATIENCE,
+            check=False,
+            **options,
         )
 
     def start(
