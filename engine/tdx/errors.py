@@ -158,6 +158,12 @@ class TooLarge(ProtocolError):
     code, status, exit_code, permanent = "too-large", 413, 73, True
 
 
+class TlsFailed(ProtocolError):
+    """What came is not TLS 1.3, or breaks its rules; who is not known is :class:`Forbidden`."""
+
+    code, status, exit_code, permanent = "tls", 400, 76, True
+
+
 class MethodNotAllowed(ProtocolError):
     """The resource, or this receiver, does not know the method."""
 
@@ -183,6 +189,18 @@ class Forbidden(TdxError):
     """Not vouched for, or the policy refuses; the message names the rule."""
 
     code, status, exit_code, permanent = "forbidden", 403, 77, True
+
+
+class PairingFailed(Forbidden):
+    """Another code, a used or expired one, or somebody in the middle; nothing was trusted."""
+
+    code, status, exit_code, permanent = "pairing-failed", 403, 77, True
+
+
+class IdentityUnavailable(TdxError):
+    """The service that knows who is who (tailscaled, ``wg``) is absent, slow or talks garbage."""
+
+    code, status, exit_code, permanent = "identity-unavailable", 503, 75, False
 
 
 # --- the destination ---------------------------------------------------------

@@ -10,7 +10,7 @@ UploadId = NewType("UploadId", str)
 """32 lower-case hexadecimal digits from a CSPRNG: unguessable."""
 
 Owner = NewType("Owner", str)
-"""The stable key of an identity: ``local:UID``, ``tailscale:STABLEID``, ``tls:SPKI``."""
+"""The stable key of an identity: ``local:UID``, ``tailscale:STABLEID``, ``wireguard:KEY``, ``tls:SPKI``."""
 
 FileName = NewType("FileName", str)
 """A checked name: relative, ``/`` between components. Only :mod:`tdx.proto.names` makes one."""
@@ -27,6 +27,31 @@ def shown(name: str) -> str:
     """A name, or other text from elsewhere, fit for a line of output: nothing in it breaks the
     line or drives a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is at the other end, as the provider of that name vouches.
+
+    ``owner`` is the stable key. ``user`` (empty where the provider knows no users),
+    ``node``, ``tags`` and ``capabilities`` are for people and for the rules of the policy,
+    never for ownership. ``own``: it acts for the same person as this process, as far as the
+    provider can tell: the same uid, the same user of a tailnet with both ends untagged, a
+    device that was paired, a WireGuard key that the configuration names.
+    """
+
+    owner: Owner
+    provider: str
+    user: str
+    node: str
+    tags: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    own: bool = False
+
+    def __str__(self) -> str:
+        who = f"{self.user} on {self.node}" if self.user else self.node
+        tagged = f" ({', '.join(self.tags)})" if self.tags else ""
+        return f"{shown(who)}{shown(tagged)} [{self.owner}]"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -28,7 +28,8 @@ from tdx.errors import (
 )
 from tdx.integrity import Root, digest_of
 from tdx.metrics import Metrics
-from tdx.model import Conflict, Outcome, Owner
+from tdx.model import Conflict, Outcome
+from tdx.policy.rules import Policy, Rule
 from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
@@ -245,9 +246,9 @@ class TestRefused:
                 push(receiver.peer, path, tmp_path / "sender")
 
     def test_the_receiver_says_no(self, tmp_path: Path, receiver: RunningReceiver) -> None:
-        receiver.running.owner = Owner("local:4242")
+        receiver.running.policy = Policy([Rule("not-today", allow=False, provider="local")])
         for size in (10, 5 * EXTENT):
-            with pytest.raises(Forbidden, match="same-user"):
+            with pytest.raises(Forbidden, match="not-today"):
                 push(receiver.peer, source_of(tmp_path, pattern(size)), tmp_path / "sender")
         assert receiver.visible() == {}
 

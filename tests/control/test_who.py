@@ -15,16 +15,9 @@ from support.uploading import open_upload
 from support.vouching import Vouching
 from support.wire import head
 from tdx.errors import Forbidden
-from tdx.model import Owner
 
 SIZE = (4 << 20) + 10
 CONTENT = pattern(SIZE)
-
-
-def as_owner(receiver: RunningReceiver, provider: Vouching, owner: str) -> None:
-    """From now on callers are ``owner``, and the policy lets them in."""
-    provider.owner = owner
-    receiver.running.owner = Owner(owner)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +25,8 @@ def as_owner(receiver: RunningReceiver, provider: Vouching, owner: str) -> None:
     [
         (Vouching(None), "identified"),
         (Vouching("local:0", fails=True), "identified"),
-        (Vouching("local:4242"), "same-user"),
-        (Vouching("tailscale:n1", name="tailscale"), "same-user"),
+        (Vouching("local:4242", own=False), "default"),
+        (Vouching("tailscale:n1", name="tailscale", own=False), "default"),
     ],
 )
 def test_who_is_not_allowed_is_told_the_rule_instead_of_to_continue(
@@ -64,11 +57,11 @@ def test_a_caller_is_looked_up_once_for_each_connection(tmp_path: Path) -> None:
 def test_an_upload_of_another_owner_is_not_there(tmp_path: Path) -> None:
     provider = Vouching("local:1")
     with running(tmp_path, providers=[provider]) as receiver:
-        as_owner(receiver, provider, "local:1")
+        provider.owner = "local:1"
         upload = open_upload(receiver, "f", SIZE)
         upload.put(receiver, 0, CONTENT, SIZE)
         receiver.request("PUT", "/files/g", CONTENT[:10], {"Content-Range": f"bytes 0-9/{SIZE}"})
-        as_owner(receiver, provider, "local:2")
+        provider.owner = "local:2"
         for method in ("HEAD", "GET", "DELETE", "PATCH"):
             fields = {
                 **upload.fields,
@@ -82,9 +75,9 @@ def test_an_upload_of_another_owner_is_not_there(tmp_path: Path) -> None:
         assert upload.commit(receiver, CONTENT).status == 404
         assert receiver.request("HEAD", "/files/g").status == 404
         assert open_upload(receiver, "f", SIZE, {"Tdx-Resume": "?1"}).id != upload.id
-        as_owner(receiver, provider, "local:1")
+        provider.owner = "local:1"
         assert upload.commit(receiver, CONTENT).status == 200
-        as_owner(receiver, provider, "local:2")
+        provider.owner = "local:2"
         assert upload.commit(receiver, CONTENT).status == 404
         assert receiver.request("GET", upload.target).status == 404
 
@@ -93,7 +86,7 @@ def test_a_key_of_another_owner_is_another_key(tmp_path: Path) -> None:
     provider = Vouching("local:1")
     with running(tmp_path, providers=[provider]) as receiver:
         for owner, content in (("local:1", b"mine"), ("local:2", b"yours")):
-            as_owner(receiver, provider, owner)
+            provider.owner = owner
             answer = receiver.request("PUT", f"/files/{content.decode()}", content, {"Tdx-Upload-Key": "k"})
             assert answer.status == 201
         assert receiver.visible() == {"mine": b"mine", "yours": b"yours"}
@@ -145,7 +138,7 @@ def test_a_configured_name_is_this_receiver(tmp_path: Path) -> None:
             assert receiver.request("GET", "/v1/hello", headers={"Host": host}).status == 200
 
 
-@pytest.mark.parametrize("provider", [Vouching(None), Vouching("local:4242")])
+@pytest.mark.parametrize("provider", [Vouching(None), Vouching("local:4242", own=False)])
 def test_nothing_is_sent_to_a_receiver_that_is_not_ours(
     receiver: RunningReceiver, tmp_path: Path, provider: Vouching, monkeypatch: pytest.MonkeyPatch
 ) -> None:

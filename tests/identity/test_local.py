@@ -13,8 +13,9 @@ import pytest
 
 from tdx.identity import local, procnet, sockdiag
 from tdx.identity.local import LocalProvider
-from tdx.identity.port import Endpoint, Identity, Link, Provider
+from tdx.identity.port import Endpoint, Link, Provider
 from tdx.identity.rows import ESTABLISHED, LISTEN, SocketRow
+from tdx.model import Identity
 
 LOOPBACK = b"\x7f\0\0\1"
 NOBODY = 65534
@@ -108,7 +109,7 @@ def test_it_is_a_provider(provider: LocalProvider) -> None:
 
 def test_this_process_has_an_identity_of_its_own(provider: LocalProvider) -> None:
     assert provider.own == Identity(
-        provider.own.owner, "local", pwd.getpwuid(os.getuid()).pw_name, os.uname().nodename
+        provider.own.owner, "local", pwd.getpwuid(os.getuid()).pw_name, os.uname().nodename, own=True
     )
     assert provider.own.owner == MINE
     assert LocalProvider(uid=4242).own.owner == "local:4242"

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tdx.identity.port import Endpoint, Identity, Link
+from tdx.identity.port import Endpoint, Link
 from tdx.identity.registry import Identities
-from tdx.model import Owner
+from tdx.model import Identity, Owner
 
 HERE = Endpoint("127.0.0.1", 8390)
 THERE = Endpoint("127.0.0.2", 50000)

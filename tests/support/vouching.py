@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tdx.identity.port import Endpoint, Identity, Link
-from tdx.model import Owner
+from tdx.identity.port import Endpoint, Link
+from tdx.model import Identity, Owner
 
 
 @dataclass
 class Vouching:
-    """Vouches for every address as ``owner``; for nobody where that is None."""
+    """Vouches for every address as ``owner``; for nobody where that is None. ``own``: whom the
+    policy lets in without a rule."""
 
     owner: str | None
     name: str = "local"
+    own: bool = True
     fails: bool = False
     asked: list[Link] = field(default_factory=list)
 
@@ -26,7 +28,7 @@ class Vouching:
             raise RuntimeError("the service talks garbage")
         if self.owner is None:
             return None
-        return Identity(Owner(self.owner), self.name, "somebody", "here")
+        return Identity(Owner(self.owner), self.name, "somebody", "here", own=self.own)
 
     def confirms(self, destination: Endpoint) -> Identity | None:
         return self.whois(Link(destination, destination))

@@ -15,9 +15,9 @@ from tdx.control.connection import Connection, endpoint_of
 from tdx.control.workers import Workers
 from tdx.data.sockets import readable
 from tdx.errors import Forbidden, UnknownPeer, Unreachable, UsageError
-from tdx.identity.port import Endpoint, Identity
+from tdx.identity.port import Endpoint
 from tdx.identity.registry import Identities
-from tdx.model import Owner
+from tdx.model import Identity
 
 CONNECT_TIMEOUT: Final = 10.0
 
@@ -57,10 +57,9 @@ class Peer:
 class Dialer:
     """Connects to one peer, and makes sure that it is that peer before anything is sent."""
 
-    def __init__(self, peer: Peer, identities: Identities, own: Owner, workers: Workers) -> None:
+    def __init__(self, peer: Peer, identities: Identities, workers: Workers) -> None:
         self.peer = peer
         self._identities = identities
-        self._own = own
         self._workers = workers
         self.round_trip = math.inf
         """Seconds that the quickest connection took to be made: one round trip and little more."""
@@ -115,7 +114,7 @@ class Dialer:
                 f"nothing vouches for who listens at {destination.host} port {destination.port}; "
                 "plain HTTP goes only to receivers of this machine"
             )
-        if identity.owner != self._own:
+        if not identity.own:
             raise Forbidden(
                 f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
             )

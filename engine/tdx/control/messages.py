@@ -23,8 +23,9 @@ from tdx.errors import (
     Stalled,
     TdxError,
 )
-from tdx.identity.port import Identity
+from tdx.model import Identity
 from tdx.policy.admission import Limits
+from tdx.policy.rules import NOTHING_GRANTED
 from tdx.proto import problem
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.fields import format_digest
@@ -94,6 +95,8 @@ class Exchange:
         self.connection = connection
         self.head = head
         self.caller = caller
+        self.grant = NOTHING_GRANTED
+        """What the policy lets the caller do, once it has let it in."""
         self.limits = limits
         framing = head.framing
         self.body_done = not framing.chunked and framing.length == 0

@@ -10,14 +10,14 @@ from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
 from tdx.metrics import Metrics
-from tdx.model import Owner
 from tdx.policy.admission import Admission, Limits
+from tdx.policy.rules import Policy
 from tdx.store.port import Partial, Store
 
 
 @dataclass(slots=True)
 class Receiver:
-    """The parts of one running receiver. ``owner`` is the receiver's own identity's key."""
+    """The parts of one running receiver. ``policy`` is replaced when the configuration is read again."""
 
     config: ServeConfig
     store: Store
@@ -26,7 +26,7 @@ class Receiver:
     identities: Identities
     admission: Admission
     metrics: Metrics
-    owner: Owner
+    policy: Policy
 
     def expire(self) -> list[Partial]:
         """Remove abandoned uploads; what was removed. Blocks."""

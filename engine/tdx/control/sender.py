@@ -48,7 +48,7 @@ class Sender:
         self.metrics = metrics or Metrics(VERSION)
         provider = LocalProvider(os.getuid())
         self._workers = Workers(bodies=MOST_STREAMS)
-        dialer = Dialer(peer, Identities([provider]), provider.own.owner, self._workers)
+        dialer = Dialer(peer, Identities([provider]), self._workers)
         policy = RetryPolicy(retries=options.retries)
         self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
         self._pace = Pace(options.limit_rate)

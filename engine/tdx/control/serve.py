@@ -23,6 +23,7 @@ from tdx.identity.port import Endpoint
 from tdx.identity.registry import Identities
 from tdx.metrics import Metrics
 from tdx.policy.admission import Admission
+from tdx.policy.rules import Policy
 from tdx.store.local import LocalStore
 from tdx.store.port import Store
 from tdx.version import VERSION
@@ -47,7 +48,7 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
         identities=Identities([provider]),
         admission=Admission(config.limits),
         metrics=metrics,
-        owner=provider.own.owner,
+        policy=Policy(),
     )
 
 

@@ -25,8 +25,9 @@ from tdx.errors import (
     TdxError,
     UnsupportedMedia,
 )
-from tdx.identity.port import Endpoint, Identity
-from tdx.policy import permission
+from tdx.identity.port import Endpoint
+from tdx.model import Identity
+from tdx.policy import web
 from tdx.proto.fields import parse_host
 from tdx.proto.head import RequestHead, parse_request
 
@@ -223,19 +224,14 @@ class Server:
     def _check_permitted(self, exchange: Exchange) -> None:
         """Who it is, and that no web page made them do it, before anything else."""
         receiver, head, link = self._receiver, exchange.head, exchange.connection.link
-        identity = exchange.caller
-        permission.decide(
-            owner=None if identity is None else identity.owner,
-            provider=None if identity is None else identity.provider,
-            receiver=receiver.owner,
-        )
+        exchange.grant = receiver.policy.decide(exchange.caller)
         get = head.headers.get
-        if not permission.origin_allowed(get("origin"), get("referer"), receiver.config.allowed_origins):
+        if not web.origin_allowed(get("origin"), get("referer"), receiver.config.allowed_origins):
             raise Forbidden("requests from web pages are refused; see allowed_origins in the configuration")
         host = get("host")
         if host is not None:
             name, _ = parse_host(host)  # a malformed one is a bad request, not a foreign one
-            if not permission.host_allowed(name, link.local.host, receiver.config.names, self._machine):
+            if not web.host_allowed(name, link.local.host, receiver.config.names, self._machine):
                 raise Forbidden(f"this receiver is not {name}; see names in the configuration")
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from tdx.identity import procnet, sockdiag
-from tdx.identity.port import Endpoint, Identity, Link
+from tdx.identity.port import Endpoint, Link
 from tdx.identity.rows import ESTABLISHED, LISTEN, SocketRow, holder, is_loopback, pack
-from tdx.model import Owner
+from tdx.model import Identity, Owner
 
 NAME: Final = "local"
 _ANY_PORT: Final = 9
@@ -75,8 +75,9 @@ def stand_in_uid(proc: Path = _PROC) -> int | None:
 class LocalProvider:
     """Implements :class:`tdx.identity.port.Provider` for addresses of this machine.
 
-    ``uid`` is the uid this process acts for. Whom the policy lets in is not decided
-    here: root and other users are identified like anybody else.
+    ``uid`` is the uid this process acts for: it alone is its own. Root is identified like
+    anybody else; that it may do anything on its machine is no reason to let it in, since
+    proxies that carry strangers' connections run as root.
     """
 
     def __init__(self, uid: int | None = None) -> None:
@@ -90,7 +91,7 @@ class LocalProvider:
 
     @property
     def own(self) -> Identity:
-        """The identity this process itself has."""
+        """The identity that this process itself has."""
         return self._identity(self.uid)
 
     def covers(self, address: str) -> bool:
@@ -139,7 +140,7 @@ class LocalProvider:
         return None if uid is None or uid == self._stand_in else self._identity(uid)
 
     def _identity(self, uid: int) -> Identity:
-        return Identity(Owner(f"{NAME}:{uid}"), NAME, user_name(uid), self._node)
+        return Identity(Owner(f"{NAME}:{uid}"), NAME, user_name(uid), self._node, own=uid == self.uid)
 
 
 def _are_ports(*numbers: int) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from tdx.identity.port import Endpoint, Identity, Link, Provider
+from tdx.identity.port import Endpoint, Link, Provider
+from tdx.model import Identity
 
 log = logging.getLogger(__name__)
 

@@ -1,39 +1,8 @@
-"""Who may do what, and which requests a browser may have been tricked into."""
+"""Requests that a browser may have been tricked into."""
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Final
-
-from tdx.errors import Forbidden
-from tdx.model import Owner
-
-_LOCAL: Final = "local:"
-
-
-def decide(owner: Owner | None, provider: str | None, receiver: Owner) -> None:
-    """The default policy: nobody but the receiver's own user on the receiver's own machine.
-
-    ``owner`` and ``provider`` are the caller's identity, both None where no provider
-    vouches; ``receiver`` is ``local:UID`` of the receiving process. That root may do
-    anything on its machine is no reason to let it in: proxies that carry strangers'
-    connections run as root. Forbidden names the rule and what to do.
-    """
-    if owner is None or provider is None:
-        raise Forbidden(
-            "rule `identified`: nothing on this machine can say who is calling from that address; "
-            "push from an account or over a network that the receiver can identify"
-        )
-    if provider != "local":
-        raise Forbidden(
-            f"rule `same-user`: {owner} is known through `{provider}`, but only {receiver} on the receiver's "
-            "own machine may send; push from there as that user"
-        )
-    if owner != receiver:
-        raise Forbidden(
-            f"rule `same-user`: the receiver runs as uid {receiver.removeprefix(_LOCAL)}, the caller as uid "
-            f"{owner.removeprefix(_LOCAL)}; push as the receiver's user, or start `tdx serve` as yourself"
-        )
 
 
 def host_allowed(name: str, local_address: str, names: frozenset[str], machine: str) -> bool:

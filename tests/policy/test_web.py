@@ -1,42 +1,11 @@
-"""The default policy, and the checks against browsers."""
+"""The checks against browsers."""
 
 from __future__ import annotations
 
 import pytest
 
-from tdx.errors import Forbidden
-from tdx.model import Owner
-from tdx.policy.permission import decide, host_allowed, origin_allowed
+from tdx.policy.web import host_allowed, origin_allowed
 from tdx.proto.fields import parse_host
-
-ME = Owner("local:1000")
-
-
-def test_the_receivers_own_user_is_allowed() -> None:
-    decide(ME, "local", ME)
-
-
-@pytest.mark.parametrize("owner", ["local:1001", "local:0", "local:10000", "local:"])
-def test_any_other_user_even_root_is_told_the_rule_and_what_to_do(owner: str) -> None:
-    with pytest.raises(Forbidden, match=r"rule `same-user`: .*uid 1000.*tdx serve"):
-        decide(Owner(owner), "local", ME)
-
-
-def test_a_remote_node_is_refused_by_the_default_policy() -> None:
-    with pytest.raises(Forbidden, match=r"rule `same-user`: tailscale:n1 .*`tailscale`"):
-        decide(Owner("tailscale:n1"), "tailscale", ME)
-
-
-def test_an_owner_that_looks_local_but_is_not_vouched_for_by_local_is_refused() -> None:
-    with pytest.raises(Forbidden, match="rule `same-user`"):
-        decide(ME, "tls", ME)
-
-
-@pytest.mark.parametrize(("owner", "provider"), [(None, None), (ME, None), (None, "local")])
-def test_whoever_is_not_vouched_for_is_refused(owner: Owner | None, provider: str | None) -> None:
-    with pytest.raises(Forbidden, match="rule `identified`"):
-        decide(owner, provider, ME)
-
 
 NAMES = frozenset({"files.example.org", "b.tail1234.ts.net"})
 
