@@ -87,6 +87,10 @@ class Mesh(Provider, Protocol):
         """This machine's own addresses on the mesh, as far as it is up."""
         ...
 
+    def own_names(self) -> Sequence[str]:
+        """What this machine is called on the mesh, in lower case, without a final dot."""
+        ...
+
     def peers(self) -> Sequence[KnownPeer]:
         """The other members. IdentityUnavailable where the service does not say."""
         ...
