@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
     type=ADDRESS,
     metavar="HOST:PORT",
     multiple=True,
-    help="An address to listen on; may be repeated.  [default: 127.0.0.1:8390]",
+    help="An address to listen on; may be repeated.  [default: loopback and mesh addresses, port 8390]",
 )
 @click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @click.option(
@@ -64,9 +65,10 @@ def command(
     Prints one line `listening HOST:PORT` for each address once it accepts connections, and
     `metrics HOST:PORT` with --metrics. Logs go to standard error.
     """
-    from tdx.config import Partial, load, merge
+    from tdx.config import Partial, default_config_file, load, merge
     from tdx.errors import UsageError
 
+    config = config or default_config_file(os.environ)
     if folder is None and config is None:
         raise UsageError("no folder to receive into: give --dir DIR, or --config FILE that names one")
     flags = Partial(folder=folder, listen=listen, metrics=metrics, state=state, log_level=log_level)

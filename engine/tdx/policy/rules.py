@@ -16,6 +16,9 @@ from tdx.model import Conflict, FileName, Identity, shown
 
 ALL_CONFLICTS: Final = frozenset(Conflict)
 
+PROVIDERS: Final = ("local", "tailscale", "wireguard", "tls")
+"""The names that identity providers go by, and owners begin with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -99,6 +102,8 @@ class Verdict:
 YOURSELF: Final = "yourself"
 DEFAULT: Final = "default"
 IDENTIFIED: Final = "identified"
+BUILT_IN: Final = frozenset({YOURSELF, DEFAULT, IDENTIFIED})
+"""Names that no other rule may have."""
 
 NOBODY: Final = (
     f"rule `{IDENTIFIED}`: nothing on the receiver's machine can say who is calling from that address; "

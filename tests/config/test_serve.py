@@ -4,24 +4,17 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tdx.config import (
-    DEFAULT_LISTEN,
-    Partial,
-    ServeConfig,
-    format_address,
-    load,
-    merge,
-    parse_address,
-    state_directory,
-)
+from tdx.config import Partial, ServeConfig, load, merge
 from tdx.errors import ConfigError
+from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
+from tdx.model import Conflict, FileName
 from tdx.policy.admission import Limits
+from tdx.policy.rules import Rule
+
+KEY = "A" * 43 + "="
 
 EVERYTHING = """
 dir = "inbox"
@@ -32,83 +25,45 @@ names = ["Files.Example", "b"]
 allowed_origins = ["https://Files.Example", "http://localhost:3000"]
 reserve = 1_000_000
 log_level = "debug"
+discover = true
+announce = true
 
 [limits]
 max_connections = 8
 idle_timeout = 5
 head_timeout = 2.5
 max_file = 1_000_000_000_000
+
+[tailscale]
+enabled = false
+socket = "ts.sock"
+
+[[wireguard]]
+interface = "wg0"
+[[wireguard.peer]]
+name = "laptop"
+key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+allowed_ips = ["10.9.0.2/32", "fd00::2", "10.10.0.0/16"]
+subnet = true
+
+[[rule]]
+name = "backup servers"
+tag = "tag:backup"
+into = "backups"
+conflict = ["rename", "skip"]
+quota = "50G"
+max_file = 1000
+
+[[rule]]
+name = "not the kiosk"
+allow = false
+node = "Kiosk"
 """
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "tdx.toml"
-
-
-# --- addresses ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("127.0.0.1:8390", ("127.0.0.1", 8390)),
-        ("[::1]:8390", ("::1", 8390)),
-        ("[fe80::1%eth0]:8390", ("fe80::1%eth0", 8390)),
-        ("desk.example:1", ("desk.example", 1)),
-        ("0.0.0.0:0", ("0.0.0.0", 0)),
-        ("a:65535", ("a", 65535)),
-    ],
-)
-def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-    assert format_address(address) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ":",
-        "8390",
-        "localhost",
-        ":8390",
-        "host:",
-        "host:x",
-        "host:-1",
-        "host:+1",
-        "host: 1",
-        "host:65536",
-        "host:000001",
-        "host:٣",
-        "::1:8390",
-        "::1",
-        "[]:8390",
-        "[::1]",
-        "[::1]8390",
-        "[127.0.0.1]:8390",
-        "[host]:8390",
-        "[::1\0]:8390",
-        "a b:1",
-        "a/b:1",
-        "user@host:1",
-        "[host:1",
-        "ho\nst:1",
-    ],
-)
-def test_anything_else_is_not_an_address(text: str) -> None:
-    with pytest.raises(ConfigError):
-        parse_address(text)
-
-
-@given(st.text())
-def test_any_text_is_an_address_or_an_error_of_the_configuration(text: str) -> None:
-    try:
-        host, port = parse_address(text)
-    except ConfigError:
-        return
-    assert host
-    assert 0 <= port <= 65535
 
 
 # --- the file ----------------------------------------------------------------
@@ -127,6 +82,32 @@ def test_a_file_may_say_everything(file: Path) -> None:
         reserve=1_000_000,
         log_level="debug",
         limits=Limits(max_connections=8, idle_timeout=5.0, head_timeout=2.5, max_file=10**12),
+        identity=IdentitySettings(
+            tailscale=TailscaleSettings(enabled=False, socket=file.parent / "ts.sock"),
+            wireguard=(
+                WireguardSettings(
+                    "wg0",
+                    (
+                        WireguardPeer(
+                            "laptop", KEY, ("10.9.0.2/32", "fd00::2/128", "10.10.0.0/16"), subnet=True
+                        ),
+                    ),
+                ),
+            ),
+            discover=True,
+        ),
+        announce=True,
+        rules=(
+            Rule(
+                "backup servers",
+                tag="tag:backup",
+                into=FileName("backups"),
+                conflict=frozenset({Conflict.RENAME, Conflict.SKIP}),
+                quota=50 << 30,
+                max_file=1000,
+            ),
+            Rule("not the kiosk", allow=False, node="Kiosk"),
+        ),
     )
     assert isinstance(config.limits.idle_timeout, float)
 
@@ -184,6 +165,8 @@ def test_a_tilde_is_the_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("reserve = true", "reserve"),
         ('log_level = "loud"', "log_level"),
         ("log_level = 1", "log_level"),
+        ("announce = 1", "announce"),
+        ('discover = "yes"', "discover"),
         ("limits = 1", "limits"),
         ("[limits]\nmany = 1", "limits.many"),
         ("[limits]\nmax_connections = 0", "limits.max_connections"),
@@ -228,10 +211,13 @@ def test_a_file_that_is_not_there_or_a_folder_is_an_error_of_the_configuration(t
 FOUND: Partial = {"folder": Path("/in"), "state": Path("/state")}
 
 
-def test_the_defaults_are_loopback_and_no_metrics() -> None:
+def test_the_defaults_are_the_usual_addresses_nobody_else_and_no_metrics() -> None:
     config = merge(FOUND, {})
     assert config == ServeConfig(folder=Path("/in"), state=Path("/state"))
-    assert config.listen == DEFAULT_LISTEN == (("127.0.0.1", 8390),)
+    assert config.listen == ()
+    assert config.rules == ()
+    assert config.identity == IdentitySettings()
+    assert not config.announce
     assert config.metrics is None
     assert config.limits == Limits()
 
@@ -274,45 +260,10 @@ def test_the_environment_is_the_processs_own(monkeypatch: pytest.MonkeyPatch) ->
     assert merge({"folder": Path("/in")}, {}).state == Path("/mine")
 
 
-# --- where state is kept -----------------------------------------------------
-
-
-def test_our_own_variable_comes_before_systemds() -> None:
-    assert state_directory({"TDX_STATE_DIR": "/a:b", "STATE_DIRECTORY": "/c"}) == Path("/a:b")
-
-
-def test_the_first_of_systemds_folders_is_taken() -> None:
-    assert state_directory({"TDX_STATE_DIR": "", "STATE_DIRECTORY": "/var/lib/tdx:/other"}) == Path(
-        "/var/lib/tdx"
-    )
-
-
-def test_otherwise_it_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", "/home/ann/.state")
-    assert state_directory({}) == Path("/home/ann/.state/tdx")
-
-
-def test_a_user_without_a_home_is_told_how_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(uid: int) -> NoReturn:
-        raise KeyError(uid)
-
-    for variable in ("HOME", "XDG_STATE_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", nobody)
-    with pytest.raises(ConfigError, match="--state, or with TDX_STATE_DIR"):
-        state_directory({})
-
-
-@pytest.mark.parametrize("variable", ["TDX_STATE_DIR", "STATE_DIRECTORY"])
-def test_a_relative_folder_is_refused(variable: str) -> None:
-    with pytest.raises(ConfigError, match=variable):
-        state_directory({variable: "state"})
-
-
 def test_nothing_slow_is_imported_before_it_is_needed() -> None:
     script = (
         "import sys, tdx.config\n"
-        "print([name for name in ('tomllib', 'platformdirs', 'asyncio') if name in sys.modules])"
+        "print([name for name in ('tomllib', 'platformdirs', 'asyncio', 'base64') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -1,0 +1,70 @@
+"""The configuration: a TOML file, flags over it, frozen and checked.
+
+A receiver's file looks like this; every key is optional, ``dir`` may come from a flag::
+
+    dir = "~/inbox"
+    listen = ["127.0.0.1:8390", "[::1]:8390"]    # left out: loopback and the mesh addresses that are up
+    metrics = "127.0.0.1:9390"
+    state = "/var/lib/tdx"
+    names = ["files.example"]
+    allowed_origins = ["https://files.example"]
+    reserve = 1_000_000_000
+    log_level = "info"
+    announce = false                             # tell paired devices on the local network
+
+    [limits]
+    max_connections = 512
+
+    [[rule]]                                     # who else may push; the first that matches decides
+    name = "backup servers"
+    tag = "tag:backup"
+    into = "backups"
+    quota = "50G"
+
+Senders read the same file (:func:`load_identity`) for what both ends share::
+
+    discover = false                             # look for paired devices on the local network
+
+    [tailscale]
+    enabled = true
+    socket = "/run/tailscale/tailscaled.sock"
+
+    [[wireguard]]
+    interface = "wg0"
+    [[wireguard.peer]]
+    name = "laptop"
+    key = "..."                                  # its public key, as wg prints it
+    allowed_ips = ["10.9.0.2/32"]
+    subnet = false
+
+Relative paths are relative to the file's own folder. Everything wrong is a
+:class:`tdx.errors.ConfigError` that names the key and the file.
+"""
+
+from __future__ import annotations
+
+from tdx.config.identity import load_identity
+from tdx.config.places import (
+    DEFAULT_PORT,
+    Address,
+    default_config_file,
+    format_address,
+    parse_address,
+    state_directory,
+)
+from tdx.config.serve import LOG_LEVELS, Partial, ServeConfig, load, merge
+
+__all__ = [
+    "DEFAULT_PORT",
+    "LOG_LEVELS",
+    "Address",
+    "Partial",
+    "ServeConfig",
+    "default_config_file",
+    "format_address",
+    "load",
+    "load_identity",
+    "merge",
+    "parse_address",
+    "state_directory",
+]
