@@ -4,19 +4,30 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-NEEDED := curl strace
+# The programs that tests call, each with the package that has it.
+NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
+	sshd:openssh-server ssh:openssh-client scp:openssh-client
+
+# A real tailnet for the tests. These are the newest that go 1.26 builds.
+GO ?= go
+TAILSCALE := v1.102.5
+HEADSCALE := v0.29.2
+TAILSCALE_FEATURES := dns,health,ipnbus,netstack,osrouter,taildrop,unixsocketidentity
+TEST_CACHE := $(or $(TDX_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tdx-test)
+TAILNET := $(TEST_CACHE)/bin
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check test-deps perf lock clean
+.PHONY: help demo test check test-deps test-tailnet perf lock clean
 
 help:
-	@echo 'make demo       push 3 GiB, kill it halfway, resume it, compare  (DEMO_FLAGS="--size 100M")'
-	@echo 'make test       style, types, imports and tests                  (TEST_FLAGS="-k names")'
-	@echo 'make test-deps  install the programs that tests call (root)'
-	@echo 'make perf       the benchmarks                                   (PERF_FLAGS=...)'
-	@echo 'make lock       resolve requirements/ again (needs uv)'
-	@echo 'make clean      remove what make and the tests made'
+	@echo 'make demo          push 3 GiB, kill it halfway, resume it, compare  (DEMO_FLAGS="--size 100M")'
+	@echo 'make test          style, types, imports and tests                  (TEST_FLAGS="-k names")'
+	@echo 'make test-deps     install the programs that tests call (root), and test-tailnet where there is go'
+	@echo 'make test-tailnet  build the programs of a real tailnet into $(TAILNET)'
+	@echo 'make perf          the benchmarks                                   (PERF_FLAGS=...)'
+	@echo 'make lock          resolve requirements/ again (needs uv)'
+	@echo 'make clean         remove what make and the tests made'
 
 demo: $(VENV)/.package
 	$(BIN)/tdx demo $(DEMO_FLAGS)
@@ -33,10 +44,44 @@ check: $(VENV)/.test $(VENV)/.package
 	$(BIN)/lint-imports --no-cache --no-logo
 
 test-deps:
-	@missing=; for program in $(NEEDED); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	if [ -z "$$missing" ]; then echo "test-deps: nothing to do ($(NEEDED) are here)"; \
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; packages=; \
+	for each in $(NEEDED); do \
+		command -v "$${each%%:*}" >/dev/null || { missing="$$missing $${each%%:*}"; packages="$$packages $${each##*:}"; }; \
+	done; \
+	if [ -z "$$missing" ]; then echo 'test-deps: nothing to install ($(foreach each,$(NEEDED),$(firstword $(subst :, ,$(each)))) are here)'; \
 	elif [ "$$(id -u)" != 0 ]; then echo "test-deps: missing$$missing; run 'make test-deps' as root" >&2; exit 1; \
-	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; fi
+	else apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $$packages; fi
+	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet; \
+	else echo 'test-deps: there is no go; the tests with a real tailnet will be skipped'; fi
+
+test-tailnet: $(TAILNET)/.tailscale-$(TAILSCALE) $(TAILNET)/.headscale-$(HEADSCALE)
+	@echo 'test-tailnet: tailscale $(TAILSCALE) and headscale $(HEADSCALE) are in $(TAILNET)'
+
+# Built where the module cache has them, as main modules: so their own go.sum pins whatever they need.
+# $(call module,PATH,VERSION) begins such a recipe.
+define module
+@command -v $(GO) >/dev/null || { echo 'test-tailnet: there is no go; install Go 1.26 or newer' >&2; exit 1; }
+@echo 'test-tailnet: building $(1) $(2); the first time, this takes minutes'
+@set -e; export CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' GOWORK=off; \
+	$(GO) mod download $(1)@$(2); \
+	module=$$($(GO) mod download -json $(1)@$(2) | sed -n 's/.*"Dir": "\(.*\)",$$/\1/p'); test -d "$$module"; \
+	mkdir -p $(@D); new=$$(mktemp -d $(@D)/new.XXXXXX); trap 'rm -rf "$$new"' EXIT; \
+	build="nice $(GO) build -C $$module -trimpath -o $$new/"
+endef
+
+$(TAILNET)/.tailscale-$(TAILSCALE):
+	$(call module,tailscale.com,$(TAILSCALE)); \
+	version=tailscale.com/version; number=$(TAILSCALE:v%=%); \
+	tags=$$(cd "$$module" && $(GO) run ./cmd/featuretags --min --add=$(TAILSCALE_FEATURES)); \
+	$$build -tags "$$tags" -ldflags "-s -w -X $$version.shortStamp=$$number -X $$version.longStamp=$$number" \
+		./cmd/tailscaled ./cmd/tailscale; \
+	rm -f $(@D)/.tailscale-*; mv "$$new"/* $(@D)/; touch $@
+
+$(TAILNET)/.headscale-$(HEADSCALE):
+	$(call module,github.com/juanfont/headscale,$(HEADSCALE)); \
+	$$build -ldflags '-s -w' ./cmd/headscale; \
+	rm -f $(@D)/.headscale-*; mv "$$new"/* $(@D)/; touch $@
 
 perf: $(VENV)/.package
 	$(BIN)/python -m perf $(PERF_FLAGS)
