@@ -1,14 +1,16 @@
-"""Request bodies as blocking readers: identity (Content-Length) and chunked coding."""
+"""Request bodies as blocking readers: identity (Content-Length) and chunked coding, plain or over TLS."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from tdx.data.port import Cancel
+from tdx.data.records import RecordReader, reason_of
 from tdx.data.sockets import Patience
 from tdx.errors import ConnectionLost, TdxError
 
@@ -32,8 +34,25 @@ class ChunkDecoder(Protocol):
         ...
 
 
+class Receive(Protocol):
+    """How bytes are taken off a socket, see :meth:`tdx.data.records.RecordReader.receive`."""
+
+    def __call__(self, view: memoryview, *, whole: bool) -> int: ...
+
+
+def _receiver(sock: socket.socket) -> Receive:
+    if isinstance(sock, ssl.SSLSocket):
+        return RecordReader(sock).receive
+
+    def receive(view: memoryview, *, whole: bool) -> int:
+        # Without MSG_WAITALL every segment that arrives would cost a call, and the GIL with it.
+        return sock.recv_into(view, len(view), socket.MSG_WAITALL if whole else 0)
+
+    return receive
+
+
 class _SocketBody(ABC):
-    """What both codings share: waiting, stalling, cancelling."""
+    """What all bodies share: receiving, waiting, stalling, cancelling."""
 
     def __init__(
         self,
@@ -44,6 +63,7 @@ class _SocketBody(ABC):
         clock: Callable[[], float],
     ) -> None:
         self._sock = sock
+        self._receive = _receiver(sock)
         self._cancel = cancel
         self._patience = Patience(stall_timeout, min_rate, clock)
         self._interrupted: BaseException | None = None
@@ -57,10 +77,6 @@ class _SocketBody(ABC):
     @abstractmethod
     def _read_some(self, view: memoryview) -> int:
         """Read 1 to ``len(view)`` payload bytes; 0 after a TICK without any."""
-
-    @property
-    def socket(self) -> socket.socket:
-        return self._sock
 
     @property
     def silent_for(self) -> float:
@@ -99,28 +115,34 @@ class _SocketBody(ABC):
         if self._interrupted is not None:
             raise self._interrupted
 
-    def _recv(self, view: memoryview, flags: int = 0) -> int:
-        """Bytes received, 0 after a TICK without any; the end of the stream is ConnectionLost."""
+    def _recv(self, view: memoryview, *, whole: bool) -> int:
+        """Bytes received, 0 after a TICK without any; the end of the stream is ConnectionLost.
+
+        So is a record that does not verify, or an alert: bits flip on their way, and who means harm could as
+        well cut the connection. Giving up for good would protect nothing; another connection may work.
+        """
         try:
-            n = self._sock.recv_into(view, len(view), flags)
+            n = self._receive(view, whole=whole)
         except BlockingIOError:
             return 0
         except OSError as error:
             self._check()
-            raise ConnectionLost(f"the connection broke in the middle of a body: {error.strerror}") from error
+            raise ConnectionLost(
+                f"the connection broke in the middle of a body: {reason_of(error)}"
+            ) from error
         if not n:
             self._check()
             raise ConnectionLost("the connection ended in the middle of a body")
         return n
 
 
-class IdentityBody(_SocketBody):
+class LengthBody(_SocketBody):
     """A body of ``length`` bytes (Content-Length), beginning with ``prefix``.
 
     ``prefix`` is what arrived with the head; what of it lies beyond the body is
-    :attr:`leftover`. ``sock`` must have been prepared (:func:`tdx.data.sockets.to_worker`) and is never
-    read beyond the body. ``stall_timeout`` is in seconds, ``min_rate`` in bytes a second
-    (:class:`tdx.data.sockets.Patience`).
+    :attr:`leftover`. ``sock`` must have been prepared (:func:`tdx.data.sockets.to_worker`) before the first
+    read, and nothing beyond the body is taken from it. ``stall_timeout`` is in seconds, ``min_rate`` in
+    bytes a second (:class:`tdx.data.sockets.Patience`).
     """
 
     def __init__(
@@ -135,7 +157,7 @@ class IdentityBody(_SocketBody):
     ) -> None:
         super().__init__(sock, cancel, stall_timeout, min_rate, clock)
         self._length = length
-        self._left = length
+        self._left: int = length
         self._prefix = prefix[:length]
         self._leftover = prefix[length:]
 
@@ -151,6 +173,25 @@ class IdentityBody(_SocketBody):
     @property
     def ended(self) -> bool:
         return self._left == 0
+
+    def _read_some(self, view: memoryview) -> int:
+        if self._prefix:
+            n = min(len(view), len(self._prefix))
+            view[:n] = self._prefix[:n]
+            self._prefix = self._prefix[n:]
+        else:
+            n = self._recv(view[: min(len(view), self._left)], whole=True)
+        self._left -= n
+        return n
+
+
+class IdentityBody(LengthBody):
+    """A body of known length on a plain socket, whose bytes may be spliced
+    (:class:`tdx.data.port.RawBody`)."""
+
+    @property
+    def socket(self) -> socket.socket:
+        return self._sock
 
     def remaining(self) -> int:
         return self._left
@@ -171,21 +212,10 @@ class IdentityBody(_SocketBody):
         self._check()
         self._patience.waited()
 
-    def _read_some(self, view: memoryview) -> int:
-        if self._prefix:
-            n = min(len(view), len(self._prefix))
-            view[:n] = self._prefix[:n]
-            self._prefix = self._prefix[n:]
-        else:
-            # Without MSG_WAITALL every segment that arrives would cost a call, and the GIL with it.
-            n = self._recv(view[: min(len(view), self._left)], socket.MSG_WAITALL)
-        self._left -= n
-        return n
-
 
 class ChunkedBody(_SocketBody):
-    """A body in chunked coding, beginning with ``prefix``; the other arguments as for
-    :class:`IdentityBody`. ``decoder`` has been fed nothing yet."""
+    """A body in chunked coding, beginning with ``prefix``, on a plain or a TLS socket; the other arguments
+    as for :class:`LengthBody`. ``decoder`` has been fed nothing yet."""
 
     def __init__(
         self,
@@ -236,7 +266,7 @@ class ChunkedBody(_SocketBody):
             data: bytes | memoryview = self._prefix
             self._prefix = b""
         else:
-            data = self._raw[: self._recv(self._raw)]
+            data = self._raw[: self._recv(self._raw, whole=False)]
             if not data:
                 return
         self._pending = self._decoder.feed(data)

@@ -1,7 +1,8 @@
 """The data plane's ports: sources, sinks and the pumps between them.
 
 A pump runs in a worker thread that owns a raw, blocking socket
-(SO_RCVTIMEO and SO_SNDTIMEO set to :data:`TICK`, never Python's settimeout). It
+(SO_RCVTIMEO and SO_SNDTIMEO set to :data:`TICK`, never Python's settimeout), or
+a TLS socket (:mod:`tdx.data.records`), prepared by :func:`tdx.data.sockets.to_worker`. It
 moves bytes in large syscalls, looks at its :class:`Cancel` between them, and
 never closes the socket: only the owner does.
 """

@@ -26,7 +26,7 @@ def choose_receive(wish: str | None, sink: Sink, body: Body) -> ReceivePump:
         if not isinstance(sink, DescriptorSink):
             raise UsageError("--pump splice cannot work: this store offers no file descriptors")
         if not isinstance(body, RawBody):
-            # A chunked body has to be parsed: forcing splice must not refuse plain HTTP clients.
+            # A chunked body has to be parsed, a TLS one decrypted: forcing splice must not refuse them.
             return BufferedReceive()
         return SpliceReceive()
     if wish not in (None, *RECEIVE_PUMPS):

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -13,6 +14,7 @@ from typing import Final, NoReturn
 
 from tdx.data.buffers import BUFFERS
 from tdx.data.port import BUFFER, TICK, Cancel, EarlyAnswer, SendHooks, SendPump
+from tdx.data.records import RecordWriter, kernel_encrypts, reason_of
 from tdx.data.sockets import Patience, has_answer, readable
 from tdx.errors import ConnectionLost, SourceChanged, SourceError, UsageError
 from tdx.integrity import new_hasher
@@ -36,7 +38,10 @@ UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 
 Emit = Callable[[int, int], int]
 """``emit(done, size)`` hands up to ``size`` bytes after the first ``done`` of a window to the
-kernel, in one syscall; how many it took."""
+kernel, waiting for a TICK at most; how many it took."""
+
+EmitOf = Callable[[memoryview], Emit]
+"""The Emit of a window that is in memory."""
 
 
 class _Outlet:
@@ -99,7 +104,7 @@ class _Outlet:
         self._cancel.check()
         if has_answer(self._sock):
             raise EarlyAnswer from error
-        reason = "it was closed" if error is None else error.strerror
+        reason = "it was closed" if error is None else reason_of(error)
         raise ConnectionLost(f"the connection broke while sending: {reason}") from error
 
 
@@ -112,6 +117,7 @@ class _FileSender:
         self._sock = sock
         self._descriptor = descriptor
         self._hooks = hooks
+        self._from_memory = _from_memory(sock)
 
     def run(self, extents: Sequence[Span], *, zero_copy: bool) -> None:
         buffer = BUFFERS.take()
@@ -164,12 +170,15 @@ class _FileSender:
                 if error.errno not in UNSUPPORTED:
                     raise
         rest = view[sent:]
-        self._outlet.send(len(rest), _from_memory(self._sock, rest))
+        self._outlet.send(len(rest), self._from_memory(rest))
         return False
 
 
-def _from_memory(sock: socket.socket, view: memoryview) -> Emit:
-    return lambda done, size: sock.send(view[done : done + size])
+def _from_memory(sock: socket.socket) -> EmitOf:
+    if isinstance(sock, ssl.SSLSocket):
+        writer = RecordWriter(sock)
+        return lambda view: lambda done, size: writer.send(view, done, size)
+    return lambda view: lambda done, size: sock.send(view[done : done + size])
 
 
 def _shorter(size: int) -> SourceChanged:
@@ -179,7 +188,8 @@ def _shorter(size: int) -> SourceChanged:
 class SendfileSend:
     """Hashes each window from a buffer and sends the same range, still hot, from the page cache.
 
-    Where the kernel or the filesystem refuses, the rest is sent from the buffers.
+    Where the kernel or the filesystem refuses, the rest is sent from the buffers. So is everything
+    over TLS, unless the kernel encrypts.
     """
 
     @property
@@ -245,6 +255,10 @@ def _send_file(
     *,
     zero_copy: bool,
 ) -> Stages:
+    if isinstance(sock, ssl.SSLSocket) and zero_copy:
+        zero_copy = kernel_encrypts(sock)
+        # ssl left the descriptor without blocking, and os.sendfile would fail at once where it should wait.
+        os.set_blocking(sock.fileno(), zero_copy)
     sender = _FileSender(_Outlet(sock, hooks, cancel, stall_timeout), sock, descriptor, hooks)
     sender.run(extents, zero_copy=zero_copy)
     return sender.stages
@@ -255,8 +269,8 @@ def send_buffer(
 ) -> Stages:
     """Send bytes that are already in memory (standard input) and whose digest the caller knows;
     ``hooks.hashed`` is not called. Errors as for :class:`tdx.data.port.SendPump`."""
-    outlet = _Outlet(sock, hooks, cancel, stall_timeout)
+    outlet, from_memory = _Outlet(sock, hooks, cancel, stall_timeout), _from_memory(sock)
     for start in range(0, len(view), WINDOW):
         window = view[start : start + WINDOW]
-        outlet.send(len(window), _from_memory(sock, window))
+        outlet.send(len(window), from_memory(window))
     return Stages(send=outlet.seconds)

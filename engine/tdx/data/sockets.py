@@ -6,6 +6,7 @@ import contextlib
 import errno
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -20,9 +21,13 @@ def to_worker(sock: socket.socket, tick: float = TICK) -> None:
     """Make ``sock`` ready for a worker: really blocking, each syscall at most ``tick`` seconds.
 
     Python's own settimeout would leave the descriptor non-blocking underneath, and
-    then os.sendfile and os.splice fail at once where they should wait.
+    then os.sendfile and os.splice fail at once where they should wait. A TLS socket has that very
+    timeout (:mod:`tdx.data.records`), and goes through neither.
     """
-    sock.setblocking(True)
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(tick)
+    else:
+        sock.setblocking(True)
     _set_timeouts(sock, tick)
 
 
@@ -53,16 +58,22 @@ def shut(sock: socket.socket) -> None:
 
 
 def readable(sock: socket.socket) -> bool:
-    """Whether a read would return at once: bytes, the end of the stream, or an error."""
+    """Whether a read would return at once: bytes, the end of the stream, or an error. Over TLS also where
+    something has come that is not the peer's payload, an alert for one."""
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return True
     poller = select.poll()
     poller.register(sock.fileno(), select.POLLIN)
     return bool(poller.poll(0))
 
 
 def has_answer(sock: socket.socket) -> bool:
-    """Whether at least one byte can be read now (neither the end of the stream nor an error)."""
+    """Whether at least one byte can be read now (neither the end of the stream nor an error); over TLS
+    also where it may turn out to be an alert, which only a read can tell."""
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return True
     with contextlib.suppress(OSError):
-        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return bool(socket.socket.recv(sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     return False
 
 
