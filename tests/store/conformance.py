@@ -766,7 +766,7 @@ class StoreConformance:
         publish(again, data)
         assert harness.published() == {"disk.img": data, "same": b"same"}
 
-    # --- space and time ----------------------------------------------------------------------------
+    # --- space -------------------------------------------------------------------------------------
 
     def test_what_cannot_be_stored_is_refused_before_anything_is_made(self, harness: Harness) -> None:
         harness.set_capacity(8 * EXTENT)
@@ -788,6 +788,83 @@ class StoreConformance:
         first.discard()
         assert harness.store.free_bytes() > 60 * EXTENT
         harness.store.create(spec("2", 60 * EXTENT)).discard()
+
+    # --- what counts towards a quota -----------------------------------------------------------------
+
+    def test_an_owner_uses_what_it_has_staged_and_what_it_has_published(self, harness: Harness) -> None:
+        store = harness.store
+        assert store.used(ME) == 0
+        push(store, content(100), "a")
+        push(store, content(10), "b/c", owner=YOU)
+        store.create(spec("d", 3 * EXTENT))
+        assert store.used(ME) == 100 + 3 * EXTENT
+        assert store.used(YOU) == 10
+
+    def test_an_upload_counts_once_from_its_creation_to_its_publication(self, harness: Harness) -> None:
+        store, data = harness.store, content(3 * EXTENT)
+        upload = store.create(spec(length=len(data)))
+        assert store.used(ME) == len(data)
+        send(upload, data, range(1))
+        assert store.used(ME) == len(data)
+        upload.close()
+        upload = store.open(upload.id)
+        assert store.used(ME) == len(data)
+        send(upload, data)
+        publish(upload, data)
+        assert store.used(ME) == len(data)
+
+    def test_holes_count(self, harness: Harness) -> None:
+        harness.store.create(spec(length=8 * EXTENT, holes=(Span(0, 7 * EXTENT),)))
+        assert harness.store.used(ME) == 8 * EXTENT
+
+    def test_while_a_length_is_unknown_what_has_been_written_counts(self, harness: Harness) -> None:
+        store, data = harness.store, content(2 * EXTENT)
+        upload = store.create(spec(length=None))
+        assert store.used(ME) == 0
+        send(upload, data)
+        assert store.used(ME) == 2 * EXTENT
+        upload.close()
+        assert store.used(ME) == 2 * EXTENT
+        harness.restart()
+        assert harness.store.used(ME) == 2 * EXTENT
+
+    def test_what_was_discarded_or_settled_does_not_count(self, harness: Harness) -> None:
+        store = harness.store
+        push(store, content(100), "a")
+        store.create(spec("b", EXTENT)).discard()
+        upload = store.create(spec("a", 100))
+        upload.settle(Outcome.IDENTICAL, "a", root="", verified=True)
+        assert store.used(ME) == 100
+
+    def test_a_file_counts_for_as_long_as_it_is_there_whatever_becomes_of_its_receipt(
+        self, harness: Harness
+    ) -> None:
+        receipt = push(harness.store, content(100), expires_after=1.0)
+        harness.store.expire(receipt.published_at + 1e6)
+        assert harness.store.receipt(receipt.upload) is None
+        assert harness.store.used(ME) == 100
+        harness.restart()
+        assert harness.store.used(ME) == 100
+
+    def test_a_file_that_was_replaced_by_another_one_does_not_count_and_is_forgotten(
+        self, harness: Harness
+    ) -> None:
+        receipt = push(harness.store, content(100))
+        harness.put("disk.img", b"mine")
+        assert harness.store.used(ME) == 0
+        harness.store.expire(receipt.published_at)
+        harness.put("disk.img", content(100))
+        assert harness.store.used(ME) == 0
+
+    def test_a_file_counts_for_whoever_published_it_last(self, harness: Harness) -> None:
+        data = content(100)
+        push(harness.store, data)
+        push(harness.store, data, owner=YOU, conflict=Conflict.OVERWRITE)
+        assert (harness.store.used(ME), harness.store.used(YOU)) == (0, 100)
+        push(harness.store, data[:50], owner=YOU, conflict=Conflict.OVERWRITE)
+        assert harness.store.used(YOU) == 50
+
+    # --- time --------------------------------------------------------------------------------------
 
     def test_an_idle_partial_expires_and_a_younger_one_does_not(self, harness: Harness) -> None:
         store = harness.store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -41,10 +42,37 @@ def test_the_first_receipt_of_an_upload_stays(tmp_path: Path) -> None:
     receipts.close()
 
 
+def test_who_published_a_file_outlives_the_receipt(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "store")
+    receipts.put(receipt(1), lifetime=10)
+    receipts.expire(1e12)
+    assert receipts.files(ME) == receipts.files() == [(FileName(receipt(1).path), 2**40)]
+    assert receipts.files(Owner("local:1001")) == []
+    receipts.close()
+
+
+def test_a_file_that_was_published_anew_with_another_size_is_not_forgotten(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "store")
+    one, two = receipt(1), receipt(2)
+    receipts.put(one, lifetime=10)
+    receipts.put(two, lifetime=10)
+    receipts.forget_files([(FileName(one.path), one.size), (FileName(two.path), two.size - 1)])
+    assert receipts.files() == [(FileName(two.path), two.size)]
+    receipts.close()
+
+
+def test_only_what_was_published_is_a_file(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "store")
+    receipts.put(dataclasses.replace(receipt(1), outcome=Outcome.SKIPPED), lifetime=10)
+    assert receipts.files() == []
+    receipts.close()
+
+
 def test_folders_do_not_see_each_others_receipts(tmp_path: Path) -> None:
     one, two = Receipts(tmp_path, "one"), Receipts(tmp_path, "two")
     one.put(receipt(1), lifetime=10)
     assert two.get(receipt(1).upload) is None
+    assert two.files() == []
     assert two.by_key(ME, "k") is None
     two.expire(1e12)
     assert one.by_key(ME, "k") == receipt(1)

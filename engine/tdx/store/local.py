@@ -28,6 +28,7 @@ from tdx.store.ledger import Ledger
 from tdx.store.paths import DIRECTORY, OWN, Tree, open_folder, open_own, read_small, write_all, write_file
 from tdx.store.port import Existing, Partial
 from tdx.store.publish import Destination
+from tdx.store.published import still_there
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.rules import check_name, check_space, created, is_idle, matching
@@ -229,6 +230,21 @@ class LocalStore:
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 
+    def used(self, owner: Owner) -> int:
+        staged = sum(self._counted(partial) for partial in self.partials() if partial.spec.owner == owner)
+        there, _ = still_there(self._tree, self._receipts.files(owner))
+        return staged + sum(size for _, size in there)
+
+    def _counted(self, partial: Partial) -> int:
+        if partial.spec.length is not None:
+            return partial.spec.length
+        try:
+            return self._system.stat(f"{partial.upload}/{DATA}", dir_fd=self._uploads).st_size
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise failure("an upload cannot be looked at", error) from error
+
     # --- what is there --------------------------------------------------------------------
 
     def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
@@ -352,6 +368,9 @@ class LocalStore:
             if partial is not None:
                 removed.append(partial)
         self._receipts.expire(now)
+        _, gone = still_there(self._tree, self._receipts.files())
+        if gone:
+            self._receipts.forget_files(gone)
         return removed
 
     def _expire(self, upload: UploadId, now: float, older_than: float | None) -> Partial | None:

@@ -256,6 +256,7 @@ class MemoryStore:
         self._staged: dict[UploadId, _Staged] = {}
         self._running: dict[UploadId, MemoryUpload] = {}
         self._receipts: dict[UploadId, tuple[Receipt, float]] = {}
+        self._published_by: dict[str, Receipt] = {}
         self._session = _new_session()
 
     def restart(self, *, reboot: bool = False) -> None:
@@ -357,6 +358,13 @@ class MemoryStore:
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 
+    def used(self, owner: Owner) -> int:
+        with self._lock:
+            staged = [each for each in self._staged.values() if each.spec.owner == owner]
+            there = [each.size for each in self._still_there().values() if each.owner == owner]
+            lengths = [len(each.data) if each.spec.length is None else each.spec.length for each in staged]
+        return sum(lengths) + sum(there)
+
     def recover(self) -> list[Receipt]:
         return []
 
@@ -374,6 +382,7 @@ class MemoryStore:
                 for upload, (receipt, lifetime) in self._receipts.items()
                 if receipt.published_at + lifetime >= now
             }
+            self._published_by = self._still_there()
         return removed
 
     def close(self) -> None:
@@ -420,6 +429,8 @@ class MemoryStore:
     def keep(self, receipt: Receipt, lifetime: float) -> None:
         with self._lock:
             self._receipts[receipt.upload] = receipt, lifetime
+            if receipt.outcome is Outcome.PUBLISHED:
+                self._published_by[receipt.path] = receipt
 
     def remove(self, upload: UploadId) -> None:
         with self._lock:
@@ -435,6 +446,13 @@ class MemoryStore:
         for count in range(1, len(folders) + 1):
             if "/".join(folders[:count]) in self.files:
                 raise BadName(f"{path}: {folders[count - 1]} is there and is not a folder")
+
+    def _still_there(self) -> dict[str, Receipt]:
+        return {
+            path: receipt
+            for path, receipt in self._published_by.items()
+            if path in self.files and len(self.files[path].data) == receipt.size
+        }
 
     def _used(self) -> int:
         staged = sum(len(each.data) for each in self._staged.values())

@@ -221,6 +221,13 @@ class Store(Protocol):
 
     def staged_bytes(self) -> int: ...
 
+    def used(self, owner: Owner) -> int:
+        """The bytes that count towards this owner's quota: the lengths of its partials, holes
+        included (while one is unknown, how far it has been written), and the sizes of the files that
+        it was the last to publish under their paths and that are still there with that size. Reads
+        every one's size."""
+        ...
+
     def is_present(self) -> bool:
         """Whether the folder is still there: one that was removed takes no more uploads."""
         ...

@@ -1,4 +1,7 @@
-"""Receipts: what has been published, in SQLite in the state directory.
+"""Receipts: what has been published, and by whom, in SQLite in the state directory.
+
+A receipt is kept for as long as its upload's sender may ask for it; who was the last to
+publish a path, until the file is found gone.
 
 One database serves every receiver of this user; rows are told apart by the id of the
 store folder. Safe between threads (one connection under a lock) and between processes
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +42,19 @@ CREATE TABLE IF NOT EXISTS receipts (
 CREATE INDEX IF NOT EXISTS receipts_by_key ON receipts (store, owner, key) WHERE key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS receipts_by_name ON receipts (store, owner, name, size);
 CREATE INDEX IF NOT EXISTS receipts_by_expiry ON receipts (store, expires_at);
+CREATE TABLE IF NOT EXISTS files (
+    store TEXT NOT NULL,
+    path TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (store, path)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_by_owner ON files (store, owner);
+CREATE TRIGGER IF NOT EXISTS files_are_published AFTER INSERT ON receipts WHEN NEW.outcome = 'published'
+BEGIN
+    DELETE FROM files WHERE store = NEW.store AND path = NEW.path;
+    INSERT INTO files VALUES (NEW.store, NEW.path, NEW.owner, NEW.size);
+END;
 """
 
 _INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -108,6 +124,23 @@ class Receipts:
         with self._cursor() as cursor:
             cursor.execute(_PATHS, (self._store, owner, name, size, limit))
             return [str(path) for (path,) in cursor.fetchall()]
+
+    def files(self, owner: Owner | None = None) -> list[tuple[FileName, int]]:
+        """Path and size of what was published here, of one owner or of all: what it was when its
+        last receipt was made."""
+        query, values = "SELECT path, size FROM files WHERE store = ?", [self._store]
+        if owner is not None:
+            query, values = query + " AND owner = ?", [*values, owner]
+        with self._cursor() as cursor:
+            cursor.execute(query, values)
+            return [(FileName(path), int(size)) for path, size in cursor.fetchall()]
+
+    def forget_files(self, gone: Sequence[tuple[FileName, int]]) -> None:
+        """Drop these of :meth:`files`, unless they were published anew with another size meanwhile."""
+        rows = [(self._store, path, size) for path, size in gone]
+        with self._cursor() as cursor, self._database:  # the latter ends the transaction, either way
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.executemany("DELETE FROM files WHERE store = ? AND path = ? AND size = ?", rows)
 
     def expire(self, now: float) -> None:
         with self._cursor() as cursor:
