@@ -57,10 +57,16 @@ PUMPS = ("auto", "sendfile", "buffered")
 @click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
 @click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A TOML file that says how peers are known.",
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where digests are remembered between runs.",
+    help="Where digests, this device's key and the trusted devices are kept.",
 )
 def command(
     arguments: tuple[str, ...],
@@ -78,9 +84,12 @@ def command(
     pump: str | None,
     as_json: bool,
     quiet: bool,
+    config: Path | None,
     state: Path | None,
 ) -> int:
-    """Send every PATH to PEER (HOST or HOST:PORT) and exit with 0 once all are there.
+    """Send every PATH to PEER and exit with 0 once all are there.
+
+    PEER is the name of a paired device or of a machine on a mesh, HOST or HOST:PORT.
 
     PATH - reads standard input and needs --name. Exits with 75 where running it again with
     --resume would help.
@@ -96,18 +105,25 @@ def command(
     from tdx_cli import plan
 
     plan.check(paths, name=name, resume=resume, digest=digest)
-    from tdx.config import state_directory
-    from tdx.control.dial import Peer
+    from tdx.config import load_identity, state_directory
+    from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
     from tdx.model import Conflict
     from tdx_cli.pushing import Run, Wishes
 
     peer = Peer.parse(given_peer)
+    kept = state or state_directory(os.environ)
     several = len(paths) > 1 or (recursive and Path(paths[0]).is_dir())
     wishes = Wishes(
         peer=peer,
-        sender=SenderOptions(limit_rate=limit_rate, retries=retries, stall_timeout=stall_timeout),
-        state=state or state_directory(os.environ),
+        sender=SenderOptions(
+            limit_rate=limit_rate,
+            retries=retries,
+            stall_timeout=stall_timeout,
+            identity=load_identity(config, os.environ),
+            state=kept,
+        ),
+        state=kept,
         conflict=Conflict(conflict),
         resume=resume,
         streams=streams,

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tdx.control.dial import Peer
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
+from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.errors import Interrupted, TdxError, TimedOut, UnknownPeer, Unreachable
 from tdx.model import Conflict, shown

@@ -15,6 +15,7 @@ from tdx_cli.text import say
 from tdx_cli.values import ADDRESS
 
 if TYPE_CHECKING:
+    from tdx.config import ServeConfig
     from tdx.identity.port import Endpoint
 
 PUMPS: Final = ("auto", "splice", "buffered")
@@ -72,11 +73,15 @@ def command(
     if folder is None and config is None:
         raise UsageError("no folder to receive into: give --dir DIR, or --config FILE that names one")
     flags = Partial(folder=folder, listen=listen, metrics=metrics, state=state, log_level=log_level)
-    merged = merge({} if config is None else load(config), flags)
+
+    def configure() -> ServeConfig:
+        return merge({} if config is None else load(config), flags)
+
+    merged = configure()
     _log_to_stderr(merged.log_level)
     from tdx.control import serve
 
-    serve.run(merged, _announce, pump, _stopping)
+    serve.run(merged, serve.Hooks(_announce, _stopping, configure), pump)
 
 
 def _announce(addresses: Sequence[Endpoint], metrics: Endpoint | None) -> None:

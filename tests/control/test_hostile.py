@@ -170,7 +170,6 @@ class TestSmuggling:
             "GET http://evil.example/ HTTP/1.1",
             "GET /v1/hello HTTP/2.0",
             "GET /v1/hello",
-            "\x16\x03\x01",
             "GET  / HTTP/1.1",
         ],
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tdx.control.dial import Peer
+from tdx.control.resolve import Peer
 
 PIECE: Final = 65536
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from support.wire import Answer, Wire, eventually
 from tdx.config import ServeConfig
-from tdx.control.dial import Peer
+from tdx.control.resolve import Peer
 from tdx.control.loop import loop_factory
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions

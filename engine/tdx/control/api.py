@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 
 from tdx.config import state_directory
-from tdx.control.dial import Peer
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
+from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 
 

@@ -141,10 +141,10 @@ class Client:
     ) -> Answer:
         """``write(connection, head)`` writes the request and says whether it wrote all of it:
         only then can the connection carry another."""
-        connection = await self._pool.acquire()
+        connection = await self._connection()
         reusable = False
         try:
-            head = format_request(method, target, [("Host", str(self.peer)), *fields])
+            head = format_request(method, target, [("Host", connection.authority), *fields])
             written = await write(connection, head)
             answer, keep_alive = await self._read_answer(connection, to_head=method == "HEAD")
             reusable = written and keep_alive
@@ -156,6 +156,24 @@ class Client:
         if answer.status >= 400:
             raise problem.parse(answer.status, answer.headers.get("content-type"), answer.body)
         return answer
+
+    async def _connection(self) -> Connection:
+        """A connection whose other end is known to listen: a device that refuses this one says so
+        only after the handshake, and the answer to it must not be lost among a file's bytes."""
+        connection = await self._pool.acquire()
+        if connection.tls is None or connection.answered:
+            return connection
+        try:
+            hello = format_request("GET", "/v1/hello", [("Host", connection.authority)])
+            await connection.send(hello, self.stall_timeout)
+            answer, _ = await self._read_answer(connection, to_head=False)
+            if answer.status >= 400:
+                raise problem.parse(answer.status, answer.headers.get("content-type"), answer.body)
+            connection.answered = True
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def _read_answer(self, connection: Connection, *, to_head: bool) -> tuple[Answer, bool]:
         while True:

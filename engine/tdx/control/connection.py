@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection on a raw socket, for both ends.
+"""One HTTP/1.1 connection on a raw socket or over TLS, for both ends.
 
 The loop reads heads and small bodies and writes answers; for the body of a file
 the socket is lent to a worker thread (:meth:`Connection.lend`), which owns it
@@ -14,10 +14,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final, TypeVar
 
+from tdx.control.wire import TlsWire, Wire, failure
 from tdx.control.workers import run_joined
 from tdx.data import sockets
 from tdx.data.port import Cancel
-from tdx.errors import ConnectionLost, Interrupted, Stalled, TooLarge
+from tdx.errors import ConnectionLost, Interrupted, Stalled, TdxError, TooLarge
 from tdx.identity.port import Endpoint, Link
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.head import Framing, head_end
@@ -25,6 +26,8 @@ from tdx.proto.head import Framing, head_end
 READ_SIZE: Final = 65536
 DRAIN_LIMIT: Final = 16 << 20
 DRAIN_SECONDS: Final = 2.0
+IFNAMSIZ: Final = 16
+"""Room for the name of a network interface (netdevice(7))."""
 
 T = TypeVar("T")
 
@@ -37,16 +40,38 @@ def endpoint_of(address: tuple[object, ...]) -> Endpoint:
     return Endpoint(host.partition("%")[0], port)
 
 
-class Connection:
-    """A connected, non-blocking socket with what has been read ahead of it."""
+def link_of(sock: socket.socket) -> Link:
+    """Both ends of a connected socket, and the interface that it is bound to."""
+    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).rstrip(b"\0").decode()
+    return Link(endpoint_of(sock.getsockname()), endpoint_of(sock.getpeername()), device or None)
 
-    def __init__(self, sock: socket.socket, workers: Executor) -> None:
-        self.sock = sock
-        self.link = Link(endpoint_of(sock.getsockname()), endpoint_of(sock.getpeername()))
+
+class Connection:
+    """A connected, non-blocking socket with what has been read ahead of it.
+
+    ``authority`` is how a sender names the other end in Host.
+    """
+
+    def __init__(self, wire: Wire, workers: Executor, authority: str = "") -> None:
+        self.authority = authority
+        self.answered = False
+        """Whether the other end has been heard: in TLS only that shows that it lets this device in."""
+        self.link = link_of(wire.sock)
+        self._wire = wire
         self._workers = workers
+        self._lent: Cancel | None = None
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._closed = False
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._wire.sock
+
+    @property
+    def tls(self) -> TlsWire | None:
+        """The wire, where it is one in TLS."""
+        return self._wire if isinstance(self._wire, TlsWire) else None
 
     # --- heads and small bodies, on the loop ---------------------------------
 
@@ -105,11 +130,11 @@ class Connection:
         """Read more into the buffer; False at the end of the stream."""
         try:
             async with asyncio.timeout(max(timeout, 0.0)):
-                data = await self._loop.sock_recv(self.sock, READ_SIZE)
+                data = await self._wire.recv(READ_SIZE)
         except TimeoutError:
             raise Stalled(f"{self.link.remote.host} sent nothing in time") from None
         except OSError as error:
-            raise ConnectionLost(f"connection to {self.link.remote.host} lost: {error.strerror}") from None
+            raise failure(error, self.link.remote.host) from None
         self._buffer += data
         return bool(data)
 
@@ -117,11 +142,11 @@ class Connection:
         """Write all of ``data``; Stalled when the peer does not take it in time."""
         try:
             async with asyncio.timeout(timeout):
-                await self._loop.sock_sendall(self.sock, data)
+                await self._wire.sendall(data)
         except TimeoutError:
             raise Stalled(f"{self.link.remote.host} does not read") from None
         except OSError as error:
-            raise ConnectionLost(f"connection to {self.link.remote.host} lost: {error.strerror}") from None
+            raise failure(error, self.link.remote.host) from None
 
     # --- bodies of files, in worker threads ----------------------------------
 
@@ -151,15 +176,22 @@ class Connection:
             sockets.shut(self.sock)
 
         sockets.to_worker(self.sock)
+        self._lent = cancel
         try:
             return await run_joined(self._workers, lambda: work(self.sock), wake)
         finally:
+            self._lent = None
             sockets.to_loop(self.sock)
+
+    def revoke(self, reason: TdxError) -> None:
+        """End the body that is moving now, if one is; an answer can still be written."""
+        if self._lent is not None:
+            self._lent.set(reason)
 
     def stop_reading(self) -> None:
         """Wake whoever reads, so that an answer can still be written."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RD)
+            socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
     # --- the end -------------------------------------------------------------
 
@@ -168,12 +200,10 @@ class Connection:
         bounded amount so that the answer is not lost to a reset (RFC 9112 section 9.6)."""
         dropped = 0
         try:
-            self.sock.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
             async with asyncio.timeout(DRAIN_SECONDS):
-                while dropped < DRAIN_LIMIT and (
-                    data := await self._loop.sock_recv(self.sock, READ_SIZE * 4)
-                ):
-                    dropped += len(data)
+                while dropped < DRAIN_LIMIT and (read := await self._wire.drain(READ_SIZE * 4)):
+                    dropped += read
         except (OSError, TimeoutError):
             return
 

@@ -1,4 +1,4 @@
-"""From a peer's name to a connection to the right machine."""
+"""A connection to the right machine, or none."""
 
 from __future__ import annotations
 
@@ -7,92 +7,50 @@ import contextlib
 import math
 import os
 import socket
-from dataclasses import dataclass
 from typing import Final
 
-from tdx.config import DEFAULT_PORT
 from tdx.control.connection import Connection, endpoint_of
+from tdx.control.resolve import Peer, Resolver, Route
+from tdx.control.wire import PlainWire, TlsWire, failure
 from tdx.control.workers import Workers
 from tdx.data.sockets import readable
-from tdx.errors import Forbidden, UnknownPeer, Unreachable, UsageError
-from tdx.identity.port import Endpoint
+from tdx.errors import Forbidden, Stalled, Unreachable
+from tdx.identity.local import NAME as LOCAL
 from tdx.identity.registry import Identities
+from tdx.identity.tls import TlsIdentities
+from tdx.identity.trust import Trusted
 from tdx.model import Identity
 
 CONNECT_TIMEOUT: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A receiver as the caller named it."""
-
-    host: str
-    port: int = DEFAULT_PORT
-
-    @classmethod
-    def parse(cls, text: str) -> Peer:
-        """``HOST``, ``HOST:PORT`` or ``[V6]:PORT``; a trailing ``:`` is accepted."""
-        given = text.removesuffix(":")
-        if given.startswith("["):
-            host, closed, rest = given[1:].partition("]")
-            port = rest.removeprefix(":")
-            if not closed or (rest and not rest.startswith(":")):
-                raise UsageError(f"not a peer: {text!r} (an IPv6 address is written [ADDRESS]:PORT)")
-        elif given.count(":") > 1:
-            host, port = given, ""
-        else:
-            host, _, port = given.partition(":")
-        if not host or any(c.isspace() or c == "/" for c in host):
-            raise UsageError(f"not a peer: {text!r} (a peer is HOST or HOST:PORT)")
-        if not port:
-            return cls(host)
-        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise UsageError(f"not a port: {port!r} in {text!r}")
-        return cls(host, int(port))
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
 class Dialer:
     """Connects to one peer, and makes sure that it is that peer before anything is sent."""
 
-    def __init__(self, peer: Peer, identities: Identities, workers: Workers) -> None:
+    def __init__(self, peer: Peer, identities: Identities, devices: TlsIdentities, workers: Workers) -> None:
         self.peer = peer
         self._identities = identities
+        self._devices = devices
+        self._resolver = Resolver(identities, devices, workers)
         self._workers = workers
         self.round_trip = math.inf
         """Seconds that the quickest connection took to be made: one round trip and little more."""
 
     async def dial(self) -> Connection:
-        """A connection on which a file may be sent in plain HTTP.
+        """A connection on which a file may be sent.
 
-        UnknownPeer, Unreachable, or Forbidden where no provider confirms who listens there.
+        UnknownPeer, Unreachable, IdentityUnavailable, or Forbidden where somebody else than the
+        peer listens there, or nobody can tell who it is.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(self.peer.host, self.peer.port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
-            if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
-                raise Unreachable(f"cannot look up {self.peer.host} now: {error.strerror}") from None
-            reason = error.strerror if isinstance(error, OSError) else "not a host name"
-            raise UnknownPeer(f"no peer is called {self.peer.host}: {reason}") from None
         failures: list[str] = []
-        for family, kind, protocol, _, address in found:
-            sock = socket.socket(family, kind, protocol)
+        for route in await self._resolver.routes(self.peer):
+            sock = socket.socket(route.family, socket.SOCK_STREAM)
             try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                started = loop.time()
-                await _connect(sock, address)
-                self.round_trip = min(self.round_trip, loop.time() - started)
-                identity = await self._who(address)
-                if identity is None:
-                    # A receiver that has just ended listens no more: then another connection fails.
-                    with socket.socket(family, kind, protocol) as again:
-                        await _connect(again, address)
-                        identity = await self._who(address)
-                self._confirm(identity, endpoint_of(address))
-                return Connection(sock, self._workers.bodies)
+                await self._connect(sock, route)
+                if route.trusted is not None:
+                    return await self._secure(sock, route, route.trusted)
+                await self._confirm(route)
+                return Connection(PlainWire(sock), self._workers.bodies, route.authority)
             except TimeoutError:
                 failures.append("no answer")
             except OSError as error:
@@ -105,25 +63,74 @@ class Dialer:
             f"cannot reach {self.peer}: {'; '.join(dict.fromkeys(failures))}; is `tdx serve` running there?"
         )
 
-    async def _who(self, address: tuple[object, ...]) -> Identity | None:
-        return await self._workers.on_disk(self._identities.confirm, endpoint_of(address))
+    async def _connect(self, sock: socket.socket, route: Route) -> None:
+        loop = asyncio.get_running_loop()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        started = loop.time()
+        await _connect(sock, route)
+        self.round_trip = min(self.round_trip, loop.time() - started)
 
-    def _confirm(self, identity: Identity | None, destination: Endpoint) -> None:
+    async def _secure(self, sock: socket.socket, route: Route, trusted: Trusted) -> Connection:
+        """TLS with that one device. Its own refusal of this one shows at the first read only."""
+        context = await self._workers.on_disk(self._devices.client_context, trusted)
+        wrapped = context.wrap_socket(sock, do_handshake_on_connect=False)
+        wire = TlsWire(wrapped)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await wire.handshake()
+            identity = await self._workers.on_disk(self._devices.whois, wire.certificate)
+            if identity is None or identity.node != trusted.name:
+                raise Forbidden(f"{self.peer} shows the key of another device; nothing was sent")
+            return Connection(wire, self._workers.bodies, route.authority)
+        except TimeoutError:
+            wrapped.close()
+            raise Stalled(f"{self.peer} does not finish its TLS handshake") from None
+        except OSError as error:
+            wrapped.close()
+            raise failure(error, str(self.peer)) from None
+        except BaseException:
+            wrapped.close()
+            raise
+
+    async def _confirm(self, route: Route) -> None:
+        """Forbidden unless the one who listens there is the peer; plain HTTP proves nothing itself."""
+        identity = await self._who(route)
         if identity is None:
+            # A receiver that has just ended listens no more: then another connection fails.
+            with socket.socket(route.family, socket.SOCK_STREAM) as again:
+                await _connect(again, route)
+                identity = await self._who(route)
+        destination = endpoint_of(route.address)
+        if identity is None:
+            if route.silent is not None:
+                raise route.silent
             raise Forbidden(
-                f"nothing vouches for who listens at {destination.host} port {destination.port}; "
-                "plain HTTP goes only to receivers of this machine"
+                f"nothing vouches for who listens at {destination.host} port {destination.port}; plain HTTP goes "
+                "only to receivers of this machine and of its meshes; pair the two machines with `tdx pair`"
             )
-        if not identity.own:
+        if identity.provider == LOCAL:
+            if not identity.own:
+                raise Forbidden(
+                    f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
+                )
+        elif route.owner is None and not self.peer.is_address:
             raise Forbidden(
-                f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
+                f"{self.peer.host} leads to {destination.host}, which is {identity}: that is no name of its; "
+                "nothing was sent; call it by its name there, or by its address"
             )
+        elif route.owner not in (None, identity.owner):
+            raise Forbidden(f"{destination.host} is {identity}, not {self.peer.host}; nothing was sent")
+
+    async def _who(self, route: Route) -> Identity | None:
+        return await self._workers.on_disk(self._identities.confirm, endpoint_of(route.address))
 
 
-async def _connect(sock: socket.socket, address: tuple[object, ...]) -> None:
+async def _connect(sock: socket.socket, route: Route) -> None:
     sock.setblocking(False)
+    if route.interface is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, route.interface.encode() + b"\0")
     async with asyncio.timeout(CONNECT_TIMEOUT):
-        await asyncio.get_running_loop().sock_connect(sock, address)
+        await asyncio.get_running_loop().sock_connect(sock, route.address)
 
 
 class ConnectionPool:

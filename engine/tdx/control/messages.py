@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from tdx.control.connection import Connection
 from tdx.data.body import ChunkedBody, IdentityBody
 from tdx.data.port import Cancel
+from tdx.data.tls import TlsBody
 from tdx.errors import (
     ConnectionLost,
     DigestMismatch,
@@ -37,7 +38,7 @@ SKIPPED_AT_MOST: Final = 65536
 
 T = TypeVar("T")
 
-FileBody = IdentityBody | ChunkedBody
+FileBody = IdentityBody | TlsBody | ChunkedBody
 
 
 @dataclass(slots=True)
@@ -156,6 +157,8 @@ class Exchange:
         if framing.length is None:
             raise ProtocolError("a request body needs Content-Length or chunked coding")
         ahead = connection.take_ahead(framing.length)
+        if connection.tls is not None:
+            return TlsBody(connection.tls.sock, ahead, framing.length, cancel, stall, min_rate=rate)
         return IdentityBody(connection.sock, ahead, framing.length, cancel, stall, min_rate=rate)
 
     def file_body_ended(self, body: FileBody) -> None:

@@ -9,6 +9,7 @@ from tdx.config import ServeConfig
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
+from tdx.identity.tls import TlsIdentities
 from tdx.metrics import Metrics
 from tdx.policy.admission import Admission, Limits
 from tdx.policy.rules import Policy
@@ -24,9 +25,12 @@ class Receiver:
     sessions: Sessions
     workers: Workers
     identities: Identities
+    devices: TlsIdentities
     admission: Admission
     metrics: Metrics
     policy: Policy
+    names: frozenset[str] = frozenset()
+    """What this machine is called on its meshes, in lower case."""
 
     def expire(self) -> list[Partial]:
         """Remove abandoned uploads; what was removed. Blocks."""

@@ -9,18 +9,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tdx.config import state_directory
 from tdx.control.client import Client
-from tdx.control.dial import Dialer, Peer
+from tdx.control.dial import Dialer
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import FilePush, PushOptions
+from tdx.control.resolve import Peer
 from tdx.control.sending import MOST_STREAMS
 from tdx.control.streamed import StreamPush
 from tdx.control.workers import Workers
 from tdx.data.source import Source
 from tdx.errors import Superseded
-from tdx.identity.local import LocalProvider
-from tdx.identity.registry import Identities
+from tdx.identity.providers import identities_of
+from tdx.identity.settings import IdentitySettings
+from tdx.identity.tls import TlsIdentities
 from tdx.metrics import Metrics
 from tdx.model import Outcome
 from tdx.policy.retry import RetryPolicy
@@ -31,11 +34,14 @@ from tdx.version import VERSION
 class SenderOptions:
     """What holds for every push to the peer. ``limit_rate`` is in bytes per second over all
     streams, ``stall_timeout`` in seconds, ``retries`` how many failures in a row without
-    progress are borne."""
+    progress are borne. ``identity`` says how peers are known; ``state`` is where this device's
+    key and the trusted devices are kept, the usual place where it is None."""
 
     limit_rate: float | None = None
     retries: int = RetryPolicy().retries
     stall_timeout: float = 60.0
+    identity: IdentitySettings = IdentitySettings()  # noqa: RUF009  frozen
+    state: Path | None = None
 
 
 class Sender:
@@ -46,9 +52,9 @@ class Sender:
 
     def __init__(self, peer: Peer, options: SenderOptions, metrics: Metrics | None = None) -> None:
         self.metrics = metrics or Metrics(VERSION)
-        provider = LocalProvider(os.getuid())
         self._workers = Workers(bodies=MOST_STREAMS)
-        dialer = Dialer(peer, Identities([provider]), self._workers)
+        devices = TlsIdentities(options.state or state_directory(os.environ))
+        dialer = Dialer(peer, identities_of(options.identity, os.getuid()), devices, self._workers)
         policy = RetryPolicy(retries=options.retries)
         self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
         self._pace = Pace(options.limit_rate)

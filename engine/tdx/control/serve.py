@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tdx.config import ServeConfig
 from tdx.control.loop import loop_factory
@@ -18,9 +19,9 @@ from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.errors import ConfigError, Interrupted
 from tdx.export.prometheus import serve_metrics
-from tdx.identity.local import LocalProvider
 from tdx.identity.port import Endpoint
-from tdx.identity.registry import Identities
+from tdx.identity.providers import identities_of
+from tdx.identity.tls import TlsIdentities
 from tdx.metrics import Metrics
 from tdx.policy.admission import Admission
 from tdx.policy.rules import Policy
@@ -36,7 +37,6 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
     metrics = Metrics(VERSION)
     workers = Workers(bodies=config.limits.max_connections)
     sessions = Sessions(store, workers, metrics, pump)
-    provider = LocalProvider(os.getuid())
     metrics.uploads_active.follow(lambda: float(len(sessions)))
     metrics.storage_free_bytes.follow(lambda: float(store.free_bytes()))
     metrics.staging_bytes.follow(lambda: float(store.staged_bytes()))
@@ -45,10 +45,11 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
         store=store,
         sessions=sessions,
         workers=workers,
-        identities=Identities([provider]),
+        identities=identities_of(config.identity, os.getuid()),
+        devices=TlsIdentities(config.state),
         admission=Admission(config.limits),
         metrics=metrics,
-        policy=Policy(),
+        policy=Policy(config.rules),
     )
 
 
@@ -60,16 +61,23 @@ def _raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def serve(
-    config: ServeConfig,
-    ready: Callable[[Sequence[Endpoint], Endpoint | None], None],
-    pump: str | None = None,
-    stopping: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, the second of which ends the process at once.
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a receiver tells, and asks, whoever runs it.
 
     ``ready`` is told the addresses once they are open, then that of the metrics if there
-    are any, ``stopping`` when no more are taken.
+    are any; ``stopping`` when no more are taken. ``configure`` reads the configuration
+    again (ConfigError where it cannot be used).
+    """
+
+    ready: Callable[[Sequence[Endpoint], Endpoint | None], None]
+    stopping: Callable[[], None]
+    configure: Callable[[], ServeConfig]
+
+
+async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, the second of which ends the process at once. SIGHUP reads
+    the rules and the identity providers' settings again; what runs goes on as far as they allow.
 
     ConfigError where the folder or an address cannot be used.
     """
@@ -84,21 +92,23 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to tell it to
     _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
     scraped = None
     server = Server(receiver)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _configure_again(receiver, hooks))
     try:
         if config.metrics is not None:
             scraped = serve_metrics(receiver.metrics, *config.metrics)
         addresses = await server.start()
-        ready(addresses, None if scraped is None else Endpoint(*scraped.address))
+        hooks.ready(addresses, None if scraped is None else Endpoint(*scraped.address))
         waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.folder_gone)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        stopping()
+        hooks.stopping()
         if server.folder_gone.is_set():
             raise ConfigError(f"{config.folder} has been removed; make it again and restart the receiver")
         log.info("stopping: what is on its way can be resumed")
@@ -110,12 +120,18 @@ async def serve(
         store.close()
 
 
-def run(
-    config: ServeConfig,
-    ready: Callable[[Sequence[Endpoint], Endpoint | None], None],
-    pump: str | None = None,
-    stopping: Callable[[], None] = lambda: None,
-) -> None:
+def _configure_again(receiver: Receiver, hooks: Hooks) -> None:
+    try:
+        config = hooks.configure()
+        identities = identities_of(config.identity, os.getuid())
+    except ConfigError as error:
+        log.error("the configuration stays as it was: %s", error.message)
+        return
+    receiver.identities, receiver.policy = identities, Policy(config.rules)
+    log.info("rules and identity providers are as configured now")
+
+
+def run(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:
     """:func:`serve` on a loop of its own."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(config, ready, pump, stopping))
+        runner.run(serve(config, hooks, pump))

@@ -7,15 +7,19 @@ import errno
 import itertools
 import logging
 import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
+from tdx.control.callers import Callers, refused
 from tdx.control.connection import Connection, endpoint_of
+from tdx.control.listeners import Listeners
 from tdx.control.messages import Exchange, Response, problem_response
 from tdx.control.receiver import Receiver
 from tdx.control.routes import label_of, route
+from tdx.control.wire import PlainWire
 from tdx.errors import (
     Busy,
-    ConfigError,
     ConnectionLost,
     ExtentsDiffer,
     Forbidden,
@@ -25,7 +29,7 @@ from tdx.errors import (
     TdxError,
     UnsupportedMedia,
 )
-from tdx.identity.port import Endpoint
+from tdx.identity.port import Endpoint, Place
 from tdx.model import Identity
 from tdx.policy import web
 from tdx.proto.fields import parse_host
@@ -33,33 +37,10 @@ from tdx.proto.head import RequestHead, parse_request
 
 log = logging.getLogger(__name__)
 
-BACKLOG: Final = 512
 HOUSEKEEPING_SECONDS: Final = 10.0
 EXPIRY_SECONDS: Final = 3600.0
 KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"})
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of ``host``; ConfigError where one cannot be bound."""
-    bound: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            listener = socket.socket(family, kind, protocol)
-            bound.append(listener)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-    except OSError as error:
-        for listener in bound:
-            listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    return bound
 
 
 def _check_coding(head: RequestHead) -> None:
@@ -69,14 +50,23 @@ def _check_coding(head: RequestHead) -> None:
         raise UnsupportedMedia("no content coding is undone here; send the file as it is")
 
 
+@dataclass(slots=True)
+class Caller:
+    """Who is at the other end of the connection of that number, as was last known."""
+
+    number: int
+    identity: Identity | None
+
+
 class Server:
     """Serves one :class:`Receiver` until :meth:`stop`."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._machine = socket.gethostname()
-        self._listeners: list[socket.socket] = []
-        self._acceptors: list[asyncio.Task[None]] = []
+        self._callers = Callers(receiver)
+        self._listeners = Listeners(receiver.config.listen, self._places)
+        self._acceptors: dict[socket.socket, asyncio.Task[None]] = {}
         self._conversations: set[asyncio.Task[None]] = set()
         self._housekeeper: asyncio.Task[None] | None = None
         self._stopping = False
@@ -89,27 +79,30 @@ class Server:
         for receipt in await self._receiver.workers.on_disk(self._receiver.store.recover):
             log.info("finished publishing %s after an interruption", receipt.path)
         await self._receiver.sessions.discard_orphans()
-        for host, port in self._receiver.config.listen:
-            self._listeners.extend(listen(host, port))
-        self._acceptors = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        listeners = await self._receiver.workers.on_disk(self._listeners.open)
+        await self._learn_names()
+        self._accept_on(listeners)
         self._housekeeper = asyncio.create_task(self._keep_house())
-        return [endpoint_of(listener.getsockname()) for listener in self._listeners]
+        found = (endpoint_of(listener.getsockname()) for listener in listeners)
+        return list(dict.fromkeys(found))
 
     async def stop(self) -> None:
         """Stop accepting, stop every body, keep every partial."""
         self._stopping = True
-        tasks = [*self._acceptors, *([self._housekeeper] if self._housekeeper else [])]
+        tasks = [*self._acceptors.values(), *([self._housekeeper] if self._housekeeper else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for listener in self._listeners:
-            listener.close()
+        self._listeners.close()
         await self._receiver.sessions.close()
         conversations = list(self._conversations)
         for conversation in conversations:
             conversation.cancel()
         await asyncio.gather(*conversations, return_exceptions=True)
         await self._receiver.sessions.close()
+
+    def _places(self) -> list[Place]:
+        return self._receiver.identities.places()
 
     # --- background ----------------------------------------------------------
 
@@ -122,6 +115,7 @@ class Server:
                     self.folder_gone.set()
                     return
                 await receiver.sessions.release_idle(loop.time())
+                await self._follow_meshes()
                 if loop.time() - expired_at >= EXPIRY_SECONDS:
                     expired_at = loop.time()
                     for partial in await receiver.workers.on_disk(receiver.expire):
@@ -130,7 +124,27 @@ class Server:
                 log.exception("housekeeping failed")
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
+    async def _follow_meshes(self) -> None:
+        """Listen on addresses that have come up since, and no more on those that went."""
+        opened, gone = await self._receiver.workers.on_disk(self._listeners.refresh)
+        for listener in gone:
+            acceptor = self._acceptors.pop(listener)
+            acceptor.cancel()
+            await asyncio.wait([acceptor])
+            listener.close()
+        for listener in opened:
+            log.info("listening on %s too", endpoint_of(listener.getsockname()).host)
+        self._accept_on(opened)
+        await self._learn_names()
+
+    async def _learn_names(self) -> None:
+        self._receiver.names = await self._receiver.workers.on_disk(self._receiver.identities.names)
+
     # --- connections ---------------------------------------------------------
+
+    def _accept_on(self, listeners: Iterable[socket.socket]) -> None:
+        for listener in listeners:
+            self._acceptors[listener] = asyncio.create_task(self._accept(listener))
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -147,40 +161,51 @@ class Server:
             conversation.add_done_callback(self._conversations.discard)
 
     async def _converse(self, sock: socket.socket) -> None:
-        receiver = self._receiver
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, receiver.workers.bodies)
-        except OSError:  # gone before it was looked at
-            sock.close()
-            return
+        receiver, number = self._receiver, next(self._numbers)
+        remote = "a caller that has gone"
         receiver.metrics.connections_active.add(1)
         try:
-            await self._admit(connection)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            remote = endpoint_of(sock.getpeername()).host
+            await self._admit(sock, number)
         except (ConnectionLost, Stalled) as error:
-            log.debug("%s: %s", connection.link.remote.host, error)
+            log.debug("%s: %s", remote, error)
+        except TdxError as error:  # of a handshake, which was answered with an alert
+            receiver.metrics.refused.add(1, (error.code,))
+            refused(remote, "a TLS connection", error)
+        except OSError as error:  # gone before it was looked at
+            log.debug("%s: %s", remote, error)
         except Exception:
-            log.exception("a connection from %s failed", connection.link.remote.host)
+            log.exception("a connection from %s failed", remote)
         finally:
             receiver.metrics.connections_active.add(-1)
-            connection.close()
+            receiver.admission.leave(number)
+            sock.close()
 
-    async def _admit(self, connection: Connection) -> None:
-        receiver, number = self._receiver, next(self._numbers)
+    async def _admit(self, sock: socket.socket, number: int) -> None:
+        receiver = self._receiver
+        connection = Connection(PlainWire(sock), receiver.workers.bodies)
         try:
             receiver.admission.connect(number)
+            # At once: whoever closes its side early can be told from nobody only until then.
             identity = await receiver.workers.on_disk(receiver.identities.identify, connection.link)
-            if identity is not None:
-                receiver.admission.identified(number, identity.owner)
-            while await self._exchange(connection, identity):
+            caller = Caller(number, identity)
+            self._count_in(caller)
+            connection = await self._callers.welcome(sock)
+            while await self._exchange(connection, caller):
                 pass
         except Busy as error:
             await self._refuse(connection, error)
         finally:
-            receiver.admission.leave(number)
+            connection.close()
 
-    async def _exchange(self, connection: Connection, identity: Identity | None) -> bool:
-        """Answer one request; whether another may follow on this connection."""
+    def _count_in(self, caller: Caller) -> None:
+        """Busy where this owner has too many connections."""
+        if caller.identity is not None:
+            self._receiver.admission.identified(caller.number, caller.identity.owner)
+
+    async def _exchange(self, connection: Connection, caller: Caller) -> bool:
+        """Answer one request; whether another may follow on this connection. Busy: its owner has too many."""
         limits = self._receiver.limits
         try:
             raw = await connection.read_head(limits.head_timeout, limits.idle_timeout)
@@ -194,7 +219,9 @@ class Server:
             if connection.has_ahead:
                 await self._refuse(connection, error)
             return False
-        exchange = Exchange(connection, head, identity, limits)
+        caller.identity = await self._callers.identify(connection, caller.identity)
+        self._count_in(caller)
+        exchange = Exchange(connection, head, caller.identity, limits)
         response = await self._answer(exchange)
         self._count(head, response.status)
         keep_alive = head.keep_alive and exchange.body_done and not self._stopping
@@ -209,29 +236,34 @@ class Server:
             self._check_permitted(exchange)
             _check_coding(exchange.head)
             handler = route(exchange.head.method, exchange.head.target)
-            return await handler(self._receiver, exchange)
+            return await self._callers.watched(exchange, handler(self._receiver, exchange))
         except (ConnectionLost, asyncio.CancelledError):
             raise
         except ExtentsDiffer as error:
             return problem_response(error)  # a commit's ordinary answer, not a refusal
         except TdxError as error:
             self._receiver.metrics.refused.add(1, (error.code,))
+            if isinstance(error, Forbidden):
+                what = f"{exchange.head.method} {exchange.head.target}"
+                refused(exchange.connection.link.remote.host, what, error)
             return problem_response(error)
         except Exception:
             log.exception("%s %s failed", exchange.head.method, label_of(exchange.head.target))
             return problem_response(TdxError("the receiver failed; its log says why"))
 
     def _check_permitted(self, exchange: Exchange) -> None:
-        """Who it is, and that no web page made them do it, before anything else."""
+        """Who it is, and that no web page made them do it, before anything else. A page has no
+        device key, so over TLS a receiver may be called by whatever name its peer gave it."""
         receiver, head, link = self._receiver, exchange.head, exchange.connection.link
         exchange.grant = receiver.policy.decide(exchange.caller)
         get = head.headers.get
         if not web.origin_allowed(get("origin"), get("referer"), receiver.config.allowed_origins):
             raise Forbidden("requests from web pages are refused; see allowed_origins in the configuration")
         host = get("host")
-        if host is not None:
+        if host is not None and exchange.connection.tls is None:
+            names = receiver.config.names | receiver.names
             name, _ = parse_host(host)  # a malformed one is a bad request, not a foreign one
-            if not web.host_allowed(name, link.local.host, receiver.config.names, self._machine):
+            if not web.host_allowed(name, link.local.host, names, self._machine):
                 raise Forbidden(f"this receiver is not {name}; see names in the configuration")
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:

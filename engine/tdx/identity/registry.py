@@ -89,7 +89,9 @@ class Identities:
                 raise
             except Exception as error:
                 log.debug("identity provider %s failed about %s", provider.name, address, exc_info=True)
-                raise IdentityUnavailable(f"{provider.name} cannot say who is at {address}: {error}") from error
+                raise IdentityUnavailable(
+                    f"{provider.name} cannot say who is at {address}: {error}"
+                ) from error
             if found is not None:
                 return found
         return None

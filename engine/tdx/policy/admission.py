@@ -14,6 +14,8 @@ class Limits:
 
     ``min_body_rate`` is in bytes per second over a window of ``stall_timeout``: a body
     that trickles more slowly is cut off. ``max_file`` None: no limit but space.
+    ``recheck_interval`` is how often it is asked again, during a long request, who is calling and
+    whether they still may.
     """
 
     max_connections: int = 512
@@ -24,6 +26,7 @@ class Limits:
     max_file: int | None = None
     streams_per_upload: int = 16
     min_body_rate: int = 1024
+    recheck_interval: float = 10.0
 
 
 class Admission:

@@ -1,0 +1,128 @@
+"""Who is calling on a connection: at each request, and from time to time during a long one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+
+from tdx.control.connection import Connection
+from tdx.control.messages import Exchange
+from tdx.control.receiver import Receiver
+from tdx.control.wire import TLS_HANDSHAKE, PlainWire, TlsWire, failure, first_byte
+from tdx.errors import Forbidden, Stalled, TdxError
+from tdx.identity.local import NAME as LOCAL
+from tdx.model import Identity, shown
+
+T = TypeVar("T")
+
+audit: Final = logging.getLogger("tdx.audit")
+"""One line for everybody who was not let in."""
+
+
+def refused(remote: str, what: str, error: TdxError) -> None:
+    """Leave a line about what was refused to whoever is at ``remote``."""
+    audit.warning("refused %s from %s: %s", shown(what), remote, shown(error.message))
+
+
+class Callers:
+    """Knows who is at the other end of a receiver's connections. Used by the loop's thread only."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    async def welcome(self, sock: socket.socket) -> Connection:
+        """A connection, in TLS where its first byte begins a handshake, which is then done.
+
+        Forbidden for a device that was not paired, TlsFailed, ConnectionLost, Stalled; the
+        socket is then closed.
+        """
+        receiver = self._receiver
+        try:
+            async with asyncio.timeout(receiver.limits.idle_timeout):
+                first = await first_byte(sock)
+        except TimeoutError:
+            sock.close()
+            raise Stalled("the caller sent nothing") from None
+        except OSError as error:
+            sock.close()
+            raise failure(error, "the caller") from None
+        except BaseException:
+            sock.close()
+            raise
+        if first != TLS_HANDSHAKE:
+            return Connection(PlainWire(sock), receiver.workers.bodies)
+        return await self._handshake(sock)
+
+    async def _handshake(self, sock: socket.socket) -> Connection:
+        receiver = self._receiver
+        try:
+            context = await receiver.workers.on_disk(receiver.devices.server_context)
+            wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except BaseException:
+            sock.close()
+            raise
+        wire = TlsWire(wrapped)
+        connection = Connection(wire, receiver.workers.bodies)
+        try:
+            async with asyncio.timeout(receiver.limits.head_timeout):
+                await wire.handshake()
+        except OSError as error:  # TimeoutError among them
+            reason = (
+                Stalled("the caller does not finish its TLS handshake")
+                if isinstance(error, TimeoutError)
+                else failure(error, connection.link.remote.host)
+            )
+            await connection.linger()  # a reset would overtake the alert that says why
+            connection.close()
+            raise reason from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def identify(self, connection: Connection, known: Identity | None) -> Identity | None:
+        """Who is calling now; ``known`` is who it was on this connection a moment ago.
+
+        The uid at the other end of a connection stays what it was when it was made; all
+        others are asked about again.
+        """
+        receiver = self._receiver
+        if connection.tls is not None:
+            return await receiver.workers.on_disk(receiver.devices.whois, connection.tls.certificate)
+        if known is not None and known.provider == LOCAL:
+            return known
+        return await receiver.workers.on_disk(receiver.identities.identify, connection.link)
+
+    async def watched(self, exchange: Exchange, work: Awaitable[T]) -> T:
+        """Await ``work`` for the request of an identified caller, and cut its body off when
+        the caller is no longer who it was, or no longer allowed."""
+        loop = asyncio.get_running_loop()
+        watch: asyncio.Task[None] | None = None
+
+        def begin() -> None:
+            nonlocal watch
+            watch = loop.create_task(self._watch(exchange))
+
+        # Most requests are over before a task for them would be worth its making.
+        timer = loop.call_later(self._receiver.limits.recheck_interval, begin)
+        try:
+            return await work
+        finally:
+            timer.cancel()
+            if watch is not None:
+                watch.cancel()
+
+    async def _watch(self, exchange: Exchange) -> None:
+        connection, caller = exchange.connection, exchange.identity
+        while True:
+            try:
+                now = await self.identify(connection, caller)
+                self._receiver.policy.decide(now)
+                if now is None or now.owner != caller.owner:
+                    raise Forbidden(f"the caller is no longer {caller}")
+            except TdxError as error:
+                connection.revoke(error)
+            await asyncio.sleep(self._receiver.limits.recheck_interval)

@@ -1,0 +1,134 @@
+"""What a receiver listens on, and how it follows meshes that come and go."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from support.processes import reserve_port
+from tdx.config import DEFAULT_PORT, Address
+from tdx.control import listeners
+from tdx.control.connection import link_of
+from tdx.control.listeners import Listeners
+from tdx.errors import ConfigError
+from tdx.identity.port import Place
+
+MESH = Place("127.0.0.77", "lo")
+"""An address that only these tests use; loopback's interface stands in for a mesh's."""
+
+
+@contextmanager
+def listening(asked: Sequence[Address], places: list[Place]) -> Iterator[Listeners]:
+    found = Listeners(asked, lambda: places)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def addresses(found: list[socket.socket]) -> list[Address]:
+    return [listener.getsockname()[:2] for listener in found]
+
+
+def interface_of_accepted(listener: socket.socket) -> str | None:
+    with socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            return link_of(accepted).interface
+
+
+def test_an_address_that_was_asked_for_is_bound_to_no_interface() -> None:
+    with listening([("127.0.0.1", 0)], []) as found:
+        (listener,) = found.open()
+        assert interface_of_accepted(listener) is None
+
+
+def test_an_address_of_a_mesh_takes_only_what_comes_in_by_its_interface() -> None:
+    with listening([(MESH.host, 0)], [MESH]) as found:
+        (listener,) = found.open()
+        assert interface_of_accepted(listener) == "lo"
+
+
+def test_without_a_wish_loopback_and_every_mesh_that_is_up_are_listened_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[tuple[str, int, str | None]] = []
+
+    def listen(host: str, port: int, interface: str | None = None) -> list[socket.socket]:
+        opened.append((host, port, interface))
+        return [reserve_port()]
+
+    monkeypatch.setattr(listeners, "listen", listen)
+    with listening([], [MESH]) as found:
+        found.open()
+    assert opened == [("127.0.0.1", DEFAULT_PORT, None), (MESH.host, DEFAULT_PORT, "lo")]
+
+
+def test_a_mesh_that_comes_up_later_is_listened_on_then_and_one_that_goes_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places: list[Place] = []
+    with reserve_port() as taken, reserve_port(MESH.host) as reserved:
+        ports = {"127.0.0.1": taken.getsockname()[1], MESH.host: reserved.getsockname()[1]}
+        really = listeners.listen
+
+        def listen(host: str, port: int, interface: str | None = None) -> list[socket.socket]:
+            return really(host, ports[host], interface)
+
+        monkeypatch.setattr(listeners, "listen", listen)
+        with listening([], places) as found:
+            assert len(found.open()) == 1
+            assert found.refresh() == ([], [])
+            places.append(MESH)
+            opened, gone = found.refresh()
+            assert (addresses(opened), gone) == ([(MESH.host, ports[MESH.host])], [])
+            assert found.refresh() == ([], [])
+            places.clear()
+            assert found.refresh() == ([], opened)
+            opened[0].close()
+
+
+def test_an_interface_that_was_made_anew_is_listened_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = 7
+    monkeypatch.setattr(socket, "if_nametoindex", lambda _: index)
+    with listening([(MESH.host, 0)], [MESH]) as found:
+        (old,) = found.open()
+        port = old.getsockname()[1]
+        index = 8
+        monkeypatch.setattr(listeners, "listen", lambda host, port, interface: [reserve_port(host)])
+        opened, gone = found.refresh()
+        assert gone == [old]
+        assert len(opened) == 1
+        assert found._ports == {MESH.host: opened[0].getsockname()[1]}
+        assert port
+        old.close()
+
+
+def test_an_interface_that_went_between_question_and_answer_is_left_out() -> None:
+    with listening([(MESH.host, 0)], [Place(MESH.host, "no-such-if")]) as found:
+        (listener,) = found.open()  # by loopback, for this machine's own processes
+        assert interface_of_accepted(listener) == "lo"
+
+
+def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            listening([("127.0.0.1", 0), ("127.0.0.1", port)], []) as found,
+            pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"),
+        ):
+            found.open()
+
+
+def test_an_address_whose_mesh_went_is_not_listened_on_without_it() -> None:
+    places = [MESH]
+    with listening([(MESH.host, 0)], places) as found:
+        found.open()
+        places.clear()
+        opened, gone = found.refresh()
+        assert (opened, len(gone)) == ([], 1)  # and it is not opened for every way in instead
+        gone[0].close()
