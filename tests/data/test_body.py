@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.datakit import STALL, Background, feeder, identity_body, pattern, tcp_pair, unix_pair
+from support.datakit import (
+    STALL,
+    Background,
+    Over,
+    body_on,
+    end_stream,
+    feeder,
+    identity_body,
+    pattern,
+    tcp_pair,
+    unix_pair,
+)
 from tdx.data.body import ChunkedBody, IdentityBody
 from tdx.data.port import Cancel, RawBody
 from tdx.data.sockets import shut
@@ -74,11 +85,11 @@ def test_the_prefix_can_be_taken_once() -> None:
         assert read_all(body) == b"def"
 
 
-def test_bytes_that_arrived_before_the_connection_ended_are_not_lost() -> None:
-    with tcp_pair() as (near, far):
+def test_bytes_that_arrived_before_the_connection_ended_are_not_lost(over: Over) -> None:
+    with over.tcp() as (near, far):
         far.send(b"only this")
-        far.shutdown(socket.SHUT_WR)
-        body = identity_body(near, 100)
+        end_stream(far)
+        body = body_on(near, 100)
         view = memoryview(bytearray(50))
         assert body.readinto(view) == 9
         assert bytes(view[:9]) == b"only this"
@@ -87,17 +98,17 @@ def test_bytes_that_arrived_before_the_connection_ended_are_not_lost() -> None:
                 body.readinto(view)
 
 
-def test_a_reset_connection_is_connection_lost() -> None:
-    with tcp_pair() as (near, far):
+def test_a_reset_connection_is_connection_lost(over: Over) -> None:
+    with over.tcp() as (near, far):
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         far.close()
         with pytest.raises(ConnectionLost):
-            identity_body(near, 10).readinto(memoryview(bytearray(10)))
+            body_on(near, 10).readinto(memoryview(bytearray(10)))
 
 
-def test_a_silent_peer_is_stalled() -> None:
-    with tcp_pair() as (near, _), pytest.raises(Stalled):
-        identity_body(near, 10, stall=0.05).readinto(memoryview(bytearray(10)))
+def test_a_silent_peer_is_stalled(over: Over) -> None:
+    with over.tcp() as (near, _), pytest.raises(Stalled):
+        body_on(near, 10, stall=0.05).readinto(memoryview(bytearray(10)))
 
 
 def test_a_peer_slower_than_the_least_rate_is_stalled() -> None:
@@ -111,11 +122,11 @@ def test_a_peer_slower_than_the_least_rate_is_stalled() -> None:
             read_all(body, 1)
 
 
-def test_a_cancel_during_a_blocked_read_raises_its_reason() -> None:
-    with tcp_pair() as (near, far):
+def test_a_cancel_during_a_blocked_read_raises_its_reason(over: Over) -> None:
+    with over.tcp() as (near, far):
         far.send(b"some")
         cancel = Cancel()
-        body = identity_body(near, 10, cancel)
+        body = body_on(near, 10, cancel)
         reading = Background(lambda: body.readinto(memoryview(bytearray(10))))
         cancel.set(Interrupted("stop"))
         shut(near)
@@ -123,9 +134,9 @@ def test_a_cancel_during_a_blocked_read_raises_its_reason() -> None:
             reading.join()
 
 
-def test_an_interrupt_from_another_thread_ends_a_blocked_read() -> None:
-    with tcp_pair() as (near, _):
-        body = identity_body(near, 10)
+def test_an_interrupt_from_another_thread_ends_a_blocked_read(over: Over) -> None:
+    with over.tcp() as (near, _):
+        body = body_on(near, 10)
         reading = Background(lambda: body.readinto(memoryview(bytearray(10))))
         body.interrupt(NoSpace("full"))
         with pytest.raises(NoSpace):
@@ -159,19 +170,19 @@ def near_rest(near: socket.socket) -> bytes:
         return b""
 
 
-def test_a_large_chunked_body_survives_the_reuse_of_its_read_buffer() -> None:
+def test_a_large_chunked_body_survives_the_reuse_of_its_read_buffer(over: Over) -> None:
     data = pattern(1_500_000)
     coded = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, coded)
         assert read_all(chunked(near), 100_000) == data
         sending.join()
 
 
-def test_a_chunked_body_that_ends_early_is_connection_lost_after_its_bytes() -> None:
-    with tcp_pair() as (near, far):
+def test_a_chunked_body_that_ends_early_is_connection_lost_after_its_bytes(over: Over) -> None:
+    with over.tcp() as (near, far):
         far.send(b"a\r\n0123")
-        far.shutdown(socket.SHUT_WR)
+        end_stream(far)
         body = chunked(near)
         view = memoryview(bytearray(20))
         assert body.readinto(view) == 4
@@ -180,8 +191,8 @@ def test_a_chunked_body_that_ends_early_is_connection_lost_after_its_bytes() -> 
         assert body.leftover == b""
 
 
-def test_a_bad_chunk_is_a_protocol_error_after_the_good_ones() -> None:
-    with unix_pair() as (near, far):
+def test_a_bad_chunk_is_a_protocol_error_after_the_good_ones(over: Over) -> None:
+    with over.unix() as (near, far):
         body = chunked(near, b"2\r\nok\r\n")
         view = memoryview(bytearray(2))
         assert body.readinto(view) == 2

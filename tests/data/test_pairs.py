@@ -19,11 +19,13 @@ from support.datakit import (
     MemorySink,
     Received,
     Sent,
-    identity_body,
+    body_on,
     pattern,
     pump_threads,
     slots_of,
     tcp_pair,
+    tls_tcp_pair,
+    tls_unix_pair,
     unix_pair,
 )
 from tdx.data.port import BUFFER, Cancel
@@ -38,7 +40,9 @@ Pair = Callable[[], AbstractContextManager[tuple[socket.socket, socket.socket]]]
 
 @pytest.mark.parametrize("receiving", ["buffered", "splice"])
 @pytest.mark.parametrize("sending", ["sendfile", "buffered"])
-@pytest.mark.parametrize("pair", [tcp_pair, unix_pair], ids=["tcp", "unix"])
+@pytest.mark.parametrize(
+    "pair", [tcp_pair, unix_pair, tls_tcp_pair, tls_unix_pair], ids=["tcp", "unix", "tls", "tls-unix"]
+)
 def test_the_file_and_its_digests_are_the_same_at_both_ends(
     tmp_path: Path, sending: str, receiving: str, pair: Pair
 ) -> None:
@@ -54,7 +58,7 @@ def test_the_file_and_its_digests_are_the_same_at_both_ends(
             pushing = Background(
                 lambda: pump.send(near, source, list(cut(whole, EXTENT)), sent.hooks(), Cancel(), STALL)
             )
-            body = identity_body(far, len(data))
+            body = body_on(far, len(data))
             choose_receive(receiving, sink, body).receive(
                 body, sink, slots_of(whole, EXTENT), received.hooks(), Cancel()
             )
@@ -68,17 +72,20 @@ def test_the_file_and_its_digests_are_the_same_at_both_ends(
 
 
 @given(
+    st.sampled_from([unix_pair, tls_unix_pair]),
     st.integers(1, 3 * BUFFER),
     st.integers(0, 2 * BUFFER),
     st.sampled_from([BUFFER // 2, BUFFER, 2 * BUFFER]),
 )
-def test_any_length_at_any_offset_arrives_in_any_extents(length: int, start: int, extent: int) -> None:
+def test_any_length_at_any_offset_arrives_in_any_extents(
+    pair: Pair, length: int, start: int, extent: int
+) -> None:
     data = pattern(length, start)
     sink, received = MemorySink(), Received()
     span = Span(start, start + length)
-    with unix_pair() as (near, far):
+    with pair() as (near, far):
         pushing = Background(lambda: send_buffer(near, memoryview(data), Sent().hooks(), Cancel(), STALL))
-        body = identity_body(far, length)
+        body = body_on(far, length)
         choose_receive(None, sink, body).receive(
             body, sink, slots_of(span, extent), received.hooks(), Cancel()
         )

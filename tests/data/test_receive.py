@@ -15,7 +15,9 @@ from support.datakit import (
     Background,
     FileSink,
     MemorySink,
+    Over,
     Received,
+    body_on,
     digests_of,
     feeder,
     identity_body,
@@ -62,13 +64,13 @@ def file_sink(tmp_path: Path) -> Iterator[FileSink]:
     "size", [0, 1, BUFFER - 1, BUFFER, BUFFER + 1, EXTENT, EXTENT + 1, 2 * EXTENT + 3 * BUFFER + 77]
 )
 def test_every_byte_arrives_and_every_slot_is_completed_once(
-    case: tuple[ReceivePump, AnySink], size: int
+    case: tuple[ReceivePump, AnySink], over: Over, size: int
 ) -> None:
     pump, sink = case
     data, seen = pattern(size), Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data)
-        body = identity_body(near, size)
+        body = body_on(near, size)
         slots = slots_of(Span(0, size), EXTENT) if size else iter(())
         stages = pump.receive(body, sink, slots, seen.hooks(), Cancel())
         sending.join()
@@ -86,6 +88,7 @@ def test_every_byte_arrives_and_every_slot_is_completed_once(
 
 def test_an_odd_offset_a_prefix_and_a_carried_hasher_go_on_in_the_middle_of_an_extent(
     case: tuple[ReceivePump, AnySink],
+    over: Over,
 ) -> None:
     pump, sink = case
     data, start, ahead = pattern(EXTENT + 5000), 1_234_567, 70_001
@@ -94,9 +97,9 @@ def test_an_odd_offset_a_prefix_and_a_carried_hasher_go_on_in_the_middle_of_an_e
     hasher.update(data[:start])
     first, second = Span(start, EXTENT), Span(EXTENT, len(data))
     seen = Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data[start + ahead :])
-        body = identity_body(near, len(data) - start, prefix=data[start : start + ahead])
+        body = body_on(near, len(data) - start, prefix=data[start : start + ahead])
         slots = iter([Slot(first, hasher=hasher), Slot(second)])
         pump.receive(body, sink, slots, seen.hooks(), Cancel())
         sending.join()
@@ -105,27 +108,27 @@ def test_an_odd_offset_a_prefix_and_a_carried_hasher_go_on_in_the_middle_of_an_e
     assert seen.received == len(data) - start
 
 
-def test_a_prefix_longer_than_a_slot_is_cut_at_its_end(case: tuple[ReceivePump, AnySink]) -> None:
+def test_a_prefix_longer_than_a_slot_is_cut_at_its_end(case: tuple[ReceivePump, AnySink], over: Over) -> None:
     pump, sink = case
     data, seen = pattern(3000), Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data[2500:])
         slots = iter([Slot(Span(0, 1)), Slot(Span(1, 1000), keep=False), Slot(Span(1000, 3000))])
-        pump.receive(identity_body(near, 3000, prefix=data[:2500]), sink, slots, seen.hooks(), Cancel())
+        pump.receive(body_on(near, 3000, prefix=data[:2500]), sink, slots, seen.hooks(), Cancel())
         sending.join()
     assert sink.content() == data[:1] + bytes(999) + data[1000:]
     assert [span for span, _ in seen.completed] == [Span(0, 1), Span(1000, 3000)]
     assert seen.discarded == 999
 
 
-def test_held_extents_are_dropped_and_never_written(case: tuple[ReceivePump, AnySink]) -> None:
+def test_held_extents_are_dropped_and_never_written(case: tuple[ReceivePump, AnySink], over: Over) -> None:
     pump, sink = case
     data, seen = pattern(3 * EXTENT), Received()
     spans = [Span(0, EXTENT), Span(EXTENT, 2 * EXTENT), Span(2 * EXTENT, 3 * EXTENT)]
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data)
         slots = iter([Slot(spans[0]), Slot(spans[1], keep=False), Slot(spans[2])])
-        pump.receive(identity_body(near, len(data)), sink, slots, seen.hooks(), Cancel())
+        pump.receive(body_on(near, len(data)), sink, slots, seen.hooks(), Cancel())
         sending.join()
     assert sink.content() == data[:EXTENT] + bytes(EXTENT) + data[2 * EXTENT :]
     assert not [span for span in sink.writes if span.start < 2 * EXTENT and span.end > EXTENT]
@@ -134,19 +137,20 @@ def test_held_extents_are_dropped_and_never_written(case: tuple[ReceivePump, Any
     assert seen.received == 3 * EXTENT
 
 
-def test_the_pump_stops_where_the_slots_do(case: tuple[ReceivePump, AnySink]) -> None:
+def test_the_pump_stops_where_the_slots_do(case: tuple[ReceivePump, AnySink], over: Over) -> None:
     pump, sink = case
     data, seen = pattern(EXTENT + 10), Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data)
-        body = identity_body(near, len(data))
+        body = body_on(near, len(data))
         pump.receive(body, sink, slots_of(Span(0, EXTENT), EXTENT), seen.hooks(), Cancel())
-        assert body.remaining() == 10
+        assert body.readinto(memoryview(bytearray(20))) == 10
+        assert body.ended
         sending.join()
     assert sink.content() == data[:EXTENT]
 
 
-def test_no_slot_is_asked_for_after_the_body_has_ended(case: tuple[ReceivePump, AnySink]) -> None:
+def test_no_slot_is_asked_for_after_the_body_has_ended(case: tuple[ReceivePump, AnySink], over: Over) -> None:
     pump, sink = case
     asked: list[Span] = []
 
@@ -155,21 +159,22 @@ def test_no_slot_is_asked_for_after_the_body_has_ended(case: tuple[ReceivePump, 
             asked.append(slot.span)
             yield slot
 
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, pattern(EXTENT))
-        pump.receive(identity_body(near, EXTENT), sink, slots(), Received().hooks(), Cancel())
+        pump.receive(body_on(near, EXTENT), sink, slots(), Received().hooks(), Cancel())
         sending.join()
     assert asked == [Span(0, EXTENT)]
 
 
 def test_a_body_shorter_than_its_slot_breaks_off_without_an_error(
     case: tuple[ReceivePump, AnySink],
+    over: Over,
 ) -> None:
     pump, sink = case
     data, seen = pattern(2 * BUFFER + 5), Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data)
-        body = identity_body(near, len(data))
+        body = body_on(near, len(data))
         pump.receive(body, sink, slots_of(Span(0, EXTENT), EXTENT), seen.hooks(), Cancel())
         sending.join()
     assert seen.completed == []
@@ -179,15 +184,15 @@ def test_a_body_shorter_than_its_slot_breaks_off_without_an_error(
 
 @pytest.mark.parametrize("arrived", [1, BUFFER, EXTENT, EXTENT + BUFFER + 3])
 def test_a_connection_that_ends_early_leaves_what_arrived_and_says_so(
-    case: tuple[ReceivePump, AnySink], arrived: int
+    case: tuple[ReceivePump, AnySink], over: Over, arrived: int
 ) -> None:
     pump, sink = case
     data, seen = pattern(arrived), Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data)
         slots = slots_of(Span(0, 2 * EXTENT), EXTENT)
         with pytest.raises(ConnectionLost):
-            pump.receive(identity_body(near, 2 * EXTENT), sink, slots, seen.hooks(), Cancel())
+            pump.receive(body_on(near, 2 * EXTENT), sink, slots, seen.hooks(), Cancel())
         sending.join()
     whole = arrived // EXTENT * EXTENT
     assert seen.completed == digests_of(data[:whole], EXTENT)
@@ -197,26 +202,26 @@ def test_a_connection_that_ends_early_leaves_what_arrived_and_says_so(
     assert pump_threads() == []
 
 
-def test_a_body_of_one_buffer_that_breaks_off_says_so_too(case: tuple[ReceivePump, AnySink]) -> None:
+def test_a_body_of_one_buffer_that_breaks_off_says_so_too(
+    case: tuple[ReceivePump, AnySink], over: Over
+) -> None:
     pump, sink = case
     data, seen = pattern(1000), Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data)
         with pytest.raises(ConnectionLost):
-            pump.receive(
-                identity_body(near, 5000), sink, slots_of(Span(0, 5000), EXTENT), seen.hooks(), Cancel()
-            )
+            pump.receive(body_on(near, 5000), sink, slots_of(Span(0, 5000), EXTENT), seen.hooks(), Cancel())
         sending.join()
     assert seen.broke_off == [(Span(0, 1000), digest_of(data))]
     assert sink.content() == data
 
 
-def test_a_peer_that_falls_silent_is_stalled(case: tuple[ReceivePump, AnySink]) -> None:
+def test_a_peer_that_falls_silent_is_stalled(case: tuple[ReceivePump, AnySink], over: Over) -> None:
     pump, sink = case
     seen = Received()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, pattern(10), close=False)
-        body = identity_body(near, EXTENT, stall=0.1)
+        body = body_on(near, EXTENT, stall=0.1)
         with pytest.raises(Stalled):
             pump.receive(body, sink, slots_of(Span(0, EXTENT), EXTENT), seen.hooks(), Cancel())
         sending.join()
@@ -225,6 +230,7 @@ def test_a_peer_that_falls_silent_is_stalled(case: tuple[ReceivePump, AnySink]) 
 
 def test_a_cancel_during_a_blocked_receive_ends_the_pump_and_nothing_is_written_after_it(
     case: tuple[ReceivePump, AnySink],
+    over: Over,
 ) -> None:
     pump, sink = case
     seen, cancel, data = Received(), Cancel(), pattern(EXTENT + BUFFER)
@@ -237,10 +243,10 @@ def test_a_cancel_during_a_blocked_receive_ends_the_pump_and_nothing_is_written_
         first.set()
 
     hooks.completed = completed
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, data, close=False)
         slots = slots_of(Span(0, 4 * EXTENT), EXTENT)
-        body = identity_body(near, 4 * EXTENT, cancel)
+        body = body_on(near, 4 * EXTENT, cancel)
         pumping = Background(lambda: pump.receive(body, sink, slots, hooks, cancel))
         assert first.wait(30)
         sending.join()
@@ -255,12 +261,13 @@ def test_a_cancel_during_a_blocked_receive_ends_the_pump_and_nothing_is_written_
 
 def test_a_cancel_that_is_set_already_keeps_everything_from_the_sink(
     case: tuple[ReceivePump, AnySink],
+    over: Over,
 ) -> None:
     pump, sink = case
     seen, cancel = Received(), Cancel()
     cancel.set(Interrupted("stop"))
-    with tcp_pair() as (near, _):
-        body = identity_body(near, 4000, cancel, prefix=pattern(4000))
+    with over.tcp() as (near, _):
+        body = body_on(near, 4000, cancel, prefix=pattern(4000))
         with pytest.raises(Interrupted):
             pump.receive(body, sink, slots_of(Span(0, 4000), EXTENT), seen.hooks(), cancel)
     assert sink.writes == []
@@ -269,7 +276,9 @@ def test_a_cancel_that_is_set_already_keeps_everything_from_the_sink(
 
 
 @pytest.mark.parametrize("size", [1000, 3 * EXTENT])
-def test_an_error_of_a_callback_ends_the_pump(case: tuple[ReceivePump, AnySink], size: int) -> None:
+def test_an_error_of_a_callback_ends_the_pump(
+    case: tuple[ReceivePump, AnySink], over: Over, size: int
+) -> None:
     pump, sink = case
     hooks = Received().hooks()
 
@@ -277,10 +286,10 @@ def test_an_error_of_a_callback_ends_the_pump(case: tuple[ReceivePump, AnySink],
         raise DigestMismatch("not what came with it")
 
     hooks.completed = completed
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         sending = feeder(far, pattern(size), close=False)
         with pytest.raises(DigestMismatch):
-            pump.receive(identity_body(near, size), sink, slots_of(Span(0, size), EXTENT), hooks, Cancel())
+            pump.receive(body_on(near, size), sink, slots_of(Span(0, size), EXTENT), hooks, Cancel())
         near.close()  # shut alone leaves a sender whose bytes no longer fit waiting for ever
         sending.join()
     assert pump_threads() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.datakit import STALL, Sent, collector, digests_of, pattern, tcp_pair, unix_pair
+from support.datakit import STALL, Over, Sent, collector, digests_of, end_stream, pattern, tcp_pair, unix_pair
 from tdx.data.port import BUFFER, Cancel, EarlyAnswer, SendPump
 from tdx.data.send import WINDOW, BufferedSend, SendfileSend, send_buffer
 from tdx.data.sockets import shut
@@ -57,13 +57,13 @@ MakeSource = Callable[[int], SourceFile]
 
 @pytest.mark.parametrize("size", [0, 1, BUFFER - 1, BUFFER, BUFFER + 1, 2 * EXTENT + BUFFER + 77])
 def test_every_byte_is_sent_and_every_extent_is_hashed(
-    pump: SendPump, make_source: MakeSource, size: int
+    over: Over, pump: SendPump, make_source: MakeSource, size: int
 ) -> None:
     source, seen = make_source(size), Sent()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         collecting = collector(far)
         stages = pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
     assert seen.hashed == digests_of(source.data, EXTENT)
     assert seen.sent == size
@@ -71,24 +71,26 @@ def test_every_byte_is_sent_and_every_extent_is_hashed(
         assert min(stages.read, stages.hash, stages.send) > 0
 
 
-def test_a_run_from_the_middle_of_the_file_is_sent(pump: SendPump, make_source: MakeSource) -> None:
+def test_a_run_from_the_middle_of_the_file_is_sent(
+    over: Over, pump: SendPump, make_source: MakeSource
+) -> None:
     source, seen = make_source(3 * EXTENT), Sent()
     extents = source.extents()[1:2]
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         collecting = collector(far)
         pump.send(near, source.descriptor, extents, seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data[EXTENT : 2 * EXTENT]
     assert [span for span, _ in seen.hashed] == extents
 
 
-def test_partial_sends_are_continued(pump: SendPump, make_source: MakeSource) -> None:
+def test_partial_sends_are_continued(over: Over, pump: SendPump, make_source: MakeSource) -> None:
     source, seen = make_source(EXTENT), Sent()
-    with unix_pair() as (near, far):
+    with over.unix() as (near, far):
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         collecting = collector(far)
         pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
     assert seen.sent == EXTENT
 
@@ -105,19 +107,21 @@ def test_short_reads_of_the_source_are_continued(
     with tcp_pair() as (near, far):
         collecting = collector(far)
         pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
     assert seen.hashed == digests_of(source.data, EXTENT)
 
 
-def test_a_source_cut_before_its_end_is_a_changed_source(pump: SendPump, make_source: MakeSource) -> None:
+def test_a_source_cut_before_its_end_is_a_changed_source(
+    over: Over, pump: SendPump, make_source: MakeSource
+) -> None:
     source, seen = make_source(2 * EXTENT), Sent()
     os.truncate(source.path, EXTENT + 10)
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         collecting = collector(far)
         with pytest.raises(SourceChanged):
             pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         collecting.join()
     assert seen.hashed == digests_of(source.data[:EXTENT], EXTENT)
 
@@ -133,7 +137,7 @@ def test_a_source_cut_between_hashing_and_sendfile_is_a_changed_source(make_sour
         collecting = collector(far)
         with pytest.raises(SourceChanged):
             SendfileSend().send(near, source.descriptor, source.extents(), seen.hooks(pace), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data[:5]
     assert seen.hashed == []
 
@@ -147,7 +151,7 @@ def test_a_source_that_has_grown_is_sent_up_to_the_length_that_was_asked_for(
     with tcp_pair() as (near, far):
         collecting = collector(far)
         pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
 
 
@@ -163,9 +167,9 @@ def test_a_source_that_cannot_be_read_is_a_source_error(
         pump.send(near, source.descriptor, source.extents(), Sent().hooks(), Cancel(), STALL)
 
 
-def test_a_reader_that_stops_reading_is_stalled(pump: SendPump, make_source: MakeSource) -> None:
+def test_a_reader_that_stops_reading_is_stalled(over: Over, pump: SendPump, make_source: MakeSource) -> None:
     source = make_source(2 * EXTENT)
-    with unix_pair() as (near, _), pytest.raises(Stalled):
+    with over.unix() as (near, _), pytest.raises(Stalled):
         pump.send(near, source.descriptor, source.extents(), Sent().hooks(), Cancel(), 0.1)
 
 
@@ -182,41 +186,41 @@ def test_an_answer_before_the_end_of_the_body_stops_the_pump(pump: SendPump, mak
         with pytest.raises(EarlyAnswer):
             pump.send(near, source.descriptor, source.extents(), seen.hooks(pace), Cancel(), STALL)
         assert near.recv(12) == b"HTTP/1.1 507"
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data[:BUFFER]
 
 
 def test_an_answer_is_found_even_when_the_connection_was_reset_after_it(
-    pump: SendPump, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+    over: Over, pump: SendPump, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The reset comes between the look at the socket and the send.
     monkeypatch.setattr("tdx.data.send.readable", lambda _: False)
     source, seen = make_source(EXTENT), Sent()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         far.send(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-        assert near.recv(1, socket.MSG_PEEK)
+        assert socket.socket.recv(near, 1, socket.MSG_PEEK)
         near.send(b"unread")
-        far.recv(1, socket.MSG_PEEK)
+        socket.socket.recv(far, 1, socket.MSG_PEEK)
         far.close()
         with pytest.raises(EarlyAnswer):
             pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
 
 
 def test_a_peer_that_goes_away_without_an_answer_is_connection_lost(
-    pump: SendPump, make_source: MakeSource
+    over: Over, pump: SendPump, make_source: MakeSource
 ) -> None:
     source = make_source(EXTENT)
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         far.close()
         with pytest.raises(ConnectionLost):
             pump.send(near, source.descriptor, source.extents(), Sent().hooks(), Cancel(), STALL)
 
 
 def test_a_cancel_while_the_send_is_blocked_ends_it_with_its_reason(
-    pump: SendPump, make_source: MakeSource
+    over: Over, pump: SendPump, make_source: MakeSource
 ) -> None:
     source, cancel = make_source(2 * EXTENT), Cancel()
-    with unix_pair() as (near, _):
+    with over.unix() as (near, _):
 
         def sent(_: int) -> None:
             cancel.set(Interrupted("stop"))
@@ -255,7 +259,7 @@ def test_a_long_pause_is_spread_over_the_bytes_it_was_asked_for(
     with tcp_pair() as (near, far):
         collecting = collector(far)
         pump.send(near, source.descriptor, source.extents(), seen.hooks(pace), cancel, STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
     assert asked == [WINDOW, 7]
     assert sum(seconds for seconds, _ in slept) == pytest.approx(1.0)
@@ -281,7 +285,7 @@ def test_a_kernel_that_refuses_sendfile_costs_no_byte(
     with tcp_pair() as (near, far):
         collecting = collector(far)
         SendfileSend().send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
     assert calls == after
     assert seen.hashed == digests_of(source.data, EXTENT)
@@ -306,19 +310,19 @@ def test_what_a_slow_call_takes_is_asked_for_in_smaller_pieces(
     with tcp_pair() as (near, far):
         collecting = collector(far)
         SendfileSend().send(near, source.descriptor, source.extents(), Sent().hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == source.data
     assert asked[0] == WINDOW
     assert max(asked[1:]) <= WINDOW // 2
 
 
 @pytest.mark.parametrize("size", [0, 1, BUFFER, 3 * BUFFER + 5])
-def test_a_buffer_is_sent_whole_and_reported(size: int) -> None:
+def test_a_buffer_is_sent_whole_and_reported(over: Over, size: int) -> None:
     data, seen = pattern(size), Sent()
-    with tcp_pair() as (near, far):
+    with over.tcp() as (near, far):
         collecting = collector(far)
         send_buffer(near, memoryview(data), seen.hooks(), Cancel(), STALL)
-        near.shutdown(socket.SHUT_WR)
+        end_stream(near)
         assert collecting.join() == data
     assert seen.sent == size
     assert seen.hashed == []

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import functools
 import os
 import socket
+import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdx.data.body import IdentityBody
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tdx.data.body import IdentityBody, LengthBody
 from tdx.data.port import Cancel, ReceiveHooks, SendHooks, Slot
 from tdx.data.sockets import to_worker
+from tdx.data.tls import TlsBody
 from tdx.integrity import cut, digest_of
 from tdx.model import Span
 
@@ -50,6 +60,87 @@ def unix_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         to_worker(near, QUICK)
         to_worker(far, QUICK)
         yield near, far
+
+
+@functools.cache
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A client's and a server's context for TLS 1.3, with a throwaway certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tdx-test")])
+    today = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(today - dt.timedelta(days=1))
+        .not_valid_after(today + dt.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    own = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(cadata=pem.decode())
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.num_tickets = 0
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(own + pem)
+        file.flush()
+        server.load_cert_chain(file.name)
+    for context in (client, server):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return client, server
+
+
+def _shake_hands(near: socket.socket, far: socket.socket) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    client, server = contexts()
+    near.settimeout(30)
+    far.settimeout(30)
+    outer = server.wrap_socket(far, server_side=True, do_handshake_on_connect=False)
+    answering = Background(outer.do_handshake)
+    inner = client.wrap_socket(near)
+    answering.join()
+    to_worker(inner, QUICK)
+    to_worker(outer, QUICK)
+    return inner, outer
+
+
+@contextmanager
+def tls_tcp_pair() -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """As :func:`tcp_pair`, with TLS on it."""
+    with tcp_pair() as pair:
+        near, far = _shake_hands(*pair)
+        with near, far:
+            yield near, far
+
+
+@contextmanager
+def tls_unix_pair() -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    with unix_pair() as pair:
+        near, far = _shake_hands(*pair)
+        with near, far:
+            yield near, far
+
+
+@dataclass(frozen=True)
+class Over:
+    """What a connection is made of: plain sockets, or TLS on them."""
+
+    tcp: Callable[[], AbstractContextManager[tuple[socket.socket, socket.socket]]]
+    unix: Callable[[], AbstractContextManager[tuple[socket.socket, socket.socket]]]
+
+
+OVER = {"plain": Over(tcp_pair, unix_pair), "tls": Over(tls_tcp_pair, tls_unix_pair)}
+
+
+def end_stream(sock: socket.socket) -> None:
+    """Nothing more comes from here. An SSLSocket's own shutdown would take its TLS away as well."""
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
 
 
 class MemorySink:
@@ -163,6 +254,14 @@ def identity_body(
     return IdentityBody(sock, prefix, length, cancel or Cancel(), stall)
 
 
+def body_on(
+    sock: socket.socket, length: int, cancel: Cancel | None = None, prefix: bytes = b"", stall: float = STALL
+) -> LengthBody:
+    """The body as the control plane makes it for this kind of socket."""
+    kind = TlsBody if isinstance(sock, ssl.SSLSocket) else IdentityBody
+    return kind(sock, prefix, length, cancel or Cancel(), stall)
+
+
 class Background:
     """Runs a function in a thread; :meth:`join` returns what it returned or raises what it raised."""
 
@@ -195,13 +294,12 @@ def feeder(sock: socket.socket, data: bytes, *, close: bool = True) -> Backgroun
         while done < len(view):
             try:
                 done += sock.send(view[done:])
-            except BlockingIOError:
+            except (BlockingIOError, TimeoutError):
                 continue
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 return
         if close:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
+            end_stream(sock)
 
     return Background(work)
 
@@ -214,7 +312,7 @@ def collector(sock: socket.socket) -> Background:
         while True:
             try:
                 part = sock.recv(1 << 20)
-            except BlockingIOError:
+            except (BlockingIOError, TimeoutError):
                 continue
             if not part:
                 return bytes(found)
