@@ -121,6 +121,17 @@ def test_a_certificate_that_would_hide_another_is_not_taken(store: TrustStore) -
         store.add(make("one").trusted("copycat"))
 
 
+def test_what_would_be_refused_can_be_asked_before(store: TrustStore) -> None:
+    store.add(ONE)
+    store.check(TWO)
+    store.check(replace(ONE, name="uno"))
+    with pytest.raises(UsageError, match="another device is called one already"):
+        store.check(replace(TWO, name="one"))
+    with pytest.raises(ConfigError, match="can vouch for other"):
+        store.check(make("evil", ca=True).trusted("evil"))
+    assert store.entries() == (ONE,)
+
+
 def test_every_change_shows_in_the_stamp(store: TrustStore) -> None:
     # Of one size, and faster than a clock of the filesystem ticks; inodes are used again.
     entries = [replace(ONE, addresses=(f"192.0.2.{number}",)) for number in range(10, 40)]

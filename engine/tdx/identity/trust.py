@@ -96,18 +96,22 @@ class TrustStore:
         The name of another key is never taken over. UsageError for a name that is taken or
         cannot be one, ConfigError for a certificate that must not be trusted.
         """
-        check_name(trusted.name)
-        self._check_certificate(trusted)
+        _check_entry(trusted)
 
         def change(before: Sequence[Trusted]) -> list[Trusted]:
             others = [each for each in before if each.key != trusted.key]
             if len(others) < len(before) and not replace:
                 same = next(each for each in before if each.key == trusted.key)
                 raise UsageError(f"this device is trusted already, as {same.name}")
-            check_free(trusted, others)
+            _check_free(trusted, others)
             return [*others, trusted]
 
         self._change(change)
+
+    def check(self, trusted: Trusted) -> None:
+        """Raise what :meth:`add` with ``replace`` would, and change nothing."""
+        _check_entry(trusted)
+        _check_free(trusted, [each for each in self.entries() if each.key != trusted.key])
 
     def remove(self, name_or_key: str) -> Trusted:
         """No longer trust a device; it. UnknownPeer where none is called that."""
@@ -133,13 +137,6 @@ class TrustStore:
             raise ConfigError(f"cannot read {self.path}: {error.strerror}") from error
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    def _check_certificate(self, trusted: Trusted) -> None:
-        reason = device.unfit(trusted.certificate, time.time())
-        if reason is None and device.key_of(trusted.certificate) != trusted.key:
-            reason = f"its key is not {trusted.key}"
-        if reason is not None:
-            raise ConfigError(f"the certificate of {trusted.name} cannot be trusted: {reason}")
-
     def _change(self, change: Callable[[Sequence[Trusted]], list[Trusted]]) -> None:
         private.make_folder(self.path.parent)
         with private.locked(self.path.parent):
@@ -158,7 +155,16 @@ class TrustStore:
             ) from error
 
 
-def check_free(trusted: Trusted, others: Sequence[Trusted]) -> None:
+def _check_entry(trusted: Trusted) -> None:
+    check_name(trusted.name)
+    reason = device.unfit(trusted.certificate, time.time())
+    if reason is None and device.key_of(trusted.certificate) != trusted.key:
+        reason = f"its key is not {trusted.key}"
+    if reason is not None:
+        raise ConfigError(f"the certificate of {trusted.name} cannot be trusted: {reason}")
+
+
+def _check_free(trusted: Trusted, others: Sequence[Trusted]) -> None:
     """UsageError where another device of ``others`` has the name already, or a certificate that
     would hide this one: OpenSSL looks them up by their subjects."""
     for other in others:
