@@ -63,8 +63,9 @@ def unix_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @functools.cache
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A client's and a server's context for TLS 1.3, with a throwaway certificate."""
+def contexts(*, mutual: bool = False) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A client's and a server's context for TLS 1.3, with a throwaway certificate; ``mutual``: the
+    server asks for one that the client has not got."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tdx-test")])
     today = dt.datetime.now(dt.UTC)
@@ -87,6 +88,8 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     client.load_verify_locations(cadata=pem.decode())
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.num_tickets = 0
+    if mutual:
+        server.verify_mode = ssl.CERT_REQUIRED
     with tempfile.NamedTemporaryFile() as file:
         file.write(own + pem)
         file.flush()
