@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from support.devices import make
 from tdx.errors import ConfigError, UnknownPeer, UsageError
-from tdx.identity.trust import TrustStore, check_name, name_fault
+from tdx.identity.trust import TrustStore, check_address, check_name, name_fault
 
 ONE = make("one").trusted("one")
 TWO = replace(make("two").trusted("two"), addresses=("192.0.2.2", "two.example:9000"))
@@ -96,6 +96,24 @@ def test_a_key_is_there_once_and_replaced_only_on_request(store: TrustStore) -> 
 def test_names_that_could_be_taken_for_something_else_are_refused(store: TrustStore, name: str) -> None:
     with pytest.raises(UsageError, match="cannot name a device"):
         store.add(replace(ONE, name=name))
+    assert store.entries() == ()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["192.0.2.1", "192.0.2.1:9000", "desk.example", "desk:1", "fd00::1", "[fd00::1]:9000", "[fe80::1%eth0]"],
+)
+def test_addresses_are_hosts_with_or_without_ports(address: str) -> None:
+    assert check_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "a b", "a/b", "desk:", ":8390", "desk:0", "desk:65536", "desk:x", "[desk]:1", "fd00::1:x", "a\n"],
+)
+def test_what_is_no_address_is_refused(store: TrustStore, address: str) -> None:
+    with pytest.raises(UsageError):
+        store.add(replace(ONE, addresses=(address,)))
     assert store.entries() == ()
 
 

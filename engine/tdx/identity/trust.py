@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -21,6 +22,7 @@ OWNER_PREFIX: Final = "tls:"
 LONGEST_NAME: Final = 64
 
 _FORMAT: Final = 1
+_ADDRESS: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _HEX: Final = frozenset("0123456789abcdef")
 
 
@@ -59,6 +61,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_address(text: str) -> str:
+    """``text``, if it is ``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``; UsageError otherwise."""
+    found = _ADDRESS.fullmatch(text)
+    bare = pack(text) is not None
+    if not bare and (found is None or (found["v6"] is not None and pack(found["v6"]) is None)):
+        raise UsageError(f"{shown(text)!r} is not an address; write HOST, HOST:PORT or [IPV6]:PORT")
+    if found is not None and found["port"] is not None and not 0 < int(found["port"]) < 65536:
+        raise UsageError(f"{shown(text)!r} names an impossible port")
+    return text
+
+
 def unknown(name_or_key: str) -> UnknownPeer:
     return UnknownPeer(f"no trusted device is called {shown(name_or_key)}; `tdx trust list` shows them")
 
@@ -94,7 +107,7 @@ class TrustStore:
 
         ``replace``: the entry of the same key, if any, is replaced; otherwise it is an error.
         The name of another key is never taken over. UsageError for a name that is taken or
-        cannot be one, ConfigError for a certificate that must not be trusted.
+        cannot be one and for what is no address, ConfigError for a certificate that must not be trusted.
         """
         _check_entry(trusted)
 
@@ -157,6 +170,8 @@ class TrustStore:
 
 def _check_entry(trusted: Trusted) -> None:
     check_name(trusted.name)
+    for address in trusted.addresses:
+        check_address(address)
     reason = device.unfit(trusted.certificate, time.time())
     if reason is None and device.key_of(trusted.certificate) != trusted.key:
         reason = f"its key is not {trusted.key}"
