@@ -796,8 +796,9 @@ class StoreConformance:
         assert store.used(ME) == 0
         push(store, content(100), "a")
         push(store, content(10), "b/c", owner=YOU)
-        store.create(spec("d", 3 * EXTENT))
+        upload = store.create(spec("d", 3 * EXTENT))
         assert store.used(ME) == 100 + 3 * EXTENT
+        assert store.used(ME, {upload.id}) == 100
         assert store.used(YOU) == 10
 
     def test_an_upload_counts_once_from_its_creation_to_its_publication(self, harness: Harness) -> None:

@@ -75,7 +75,7 @@ async def commit(
             return await _publish(session, root, verified=True)
 
 
-async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -> Receipt:
+async def finish(session: Session, claims: Sequence[Claim], limit: int) -> Receipt:
     """Publish what came in order, without digests of extents (plain HTTP clients).
 
     Raises DigestMismatch where the content does not have a claimed digest, TooLarge beyond
@@ -86,7 +86,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int | None) -
     with _committing(session):
         await session.cut_off_writers(Superseded("the upload was completed while this body was on its way"))
         if upload.spec.length is None:
-            if limit is not None and session.offset > limit:
+            if session.offset > limit:
                 raise TooLarge(f"a file of {session.offset} bytes where at most {limit} are taken")
             await session.workers.on_disk(upload.set_length, session.offset)
         if await _recheck(session):

@@ -10,7 +10,7 @@ from typing import Final
 from tdx.control.ending import Claim, candidates, find_identical, finish
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
-from tdx.control.session import Session
+from tdx.control.session import Session, largest_file
 from tdx.errors import (
     DigestMismatch,
     Exists,
@@ -62,7 +62,8 @@ def left_alone(
 
 
 def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpec:
-    """The upload that a request's fields ask for."""
+    """The upload that a request's fields ask for, of a name that has been placed. Forbidden where
+    its conflict mode is not granted."""
     get = exchange.headers
     mtime, mode, holes = get("tdx-mtime"), get("tdx-mode"), get("tdx-holes")
     spec = UploadSpec(
@@ -80,6 +81,7 @@ def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpe
     )
     if any(hole.end > (length or 0) for hole in spec.holes):
         raise ProtocolError("Tdx-Holes reaches beyond the file")
+    exchange.grant.check_conflict(spec.conflict)
     return spec
 
 
@@ -108,15 +110,20 @@ def check_stated_length(exchange: Exchange, length: int | None) -> None:
         raise ProtocolError(f"Upload-Length is {stated} where it is {length}", type=INCONSISTENT_LENGTH)
 
 
-def check_size(receiver: Receiver, length: int | None) -> None:
-    most = MAX_EXTENTS * MAX_EXTENT
-    limit = most if receiver.limits.max_file is None else min(receiver.limits.max_file, most)
+def check_size(exchange: Exchange, length: int | None) -> None:
+    limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)
     if length is not None and length > limit:
-        raise TooLarge(f"a file of {length} bytes where at most {limit} are taken")
+        by = f" by rule `{exchange.grant.rule}`" if limit == exchange.grant.max_file else ""
+        raise TooLarge(f"a file of {length} bytes where at most {limit} are taken{by}")
 
 
 async def put_file(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """A whole file in one request; or, with Content-Range, the next part of one."""
+    return await _put(receiver, exchange, exchange.grant.place(name))
+
+
+async def _put(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
+    """From here on a name is the one that the file shall have at this receiver."""
     if not exchange.head.framing.stated:
         # An empty file is published only where it is said to be empty.
         raise LengthRequired("a file needs Content-Length (0 for an empty one) or chunked coding")
@@ -140,7 +147,7 @@ async def put_file(receiver: Receiver, exchange: Exchange, name: FileName) -> Re
 
 async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     length = exchange.head.framing.length
-    check_size(receiver, length)
+    check_size(exchange, length)
     check_stated_length(exchange, length)
     spec = spec_of(exchange, name, length)
     # What a plain client leaves can be continued with Content-Range if its length is known.
@@ -151,11 +158,11 @@ async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> 
     if answer is not None:
         return answer
     with _precondition(exchange):
-        session, _ = await receiver.sessions.open_for(spec, resume=False)
+        session, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
         with session.in_use():
             try:
                 await session.receive_onward(exchange, 0)
-                return await exchange.keep_posted(complete(receiver, session, claims))
+                return await exchange.keep_posted(complete(receiver, exchange, session, claims))
             except BaseException:
                 if not spec.by_name:
                     await receiver.sessions.discard(session, "failed")
@@ -220,33 +227,41 @@ async def _put_part(
         raise ProtocolError("a partial PUT names the whole length: Content-Range: bytes a-b/N")
     if exchange.head.framing.length != len(span):
         raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
-    check_size(receiver, length)
+    check_size(exchange, length)
     if span.start == 0:
         spec = replace(spec_of(exchange, name, length), expires_after=PLAIN_EXPIRY, key=None, by_name=True)
         answer = await _settled_before_body(receiver, exchange, spec, [])
         if answer is not None:
             return answer
         with _precondition(exchange):
-            session, _ = await receiver.sessions.open_for(spec, resume=False)
+            session, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
     else:
         found = await receiver.sessions.find_sequential(exchange.identity.owner, name, length)
         if found is None:
             raise OffsetMismatch(f"nothing of {name} is here yet", offset=0)
         session = found
     with session.in_use(), _precondition(exchange):
+        await receiver.sessions.admit(session, exchange.grant)
         await session.cut_off_silent(extents_of(span, session.upload.spec.extent_size))
         await session.receive_onward(exchange, span.start)
         if session.offset < length:
             return Response(202, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0")])
         # Content-Digest covers the part only, Repr-Digest still the whole file.
-        return await exchange.keep_posted(complete(receiver, session, claims_of(exchange, "repr-digest")))
+        return await exchange.keep_posted(
+            complete(receiver, exchange, session, claims_of(exchange, "repr-digest"))
+        )
 
 
-async def complete(receiver: Receiver, session: Session, claims: Sequence[Claim]) -> Response:
+async def complete(
+    receiver: Receiver, exchange: Exchange, session: Session, claims: Sequence[Claim]
+) -> Response:
     """Verify what a plain client sent against its digests, and publish it: 201 once durable."""
     async with session.gate:
+        # The policy may have been changed since the upload was created.
+        exchange.grant.check_conflict(session.upload.spec.conflict)
+        limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)
         try:
-            receipt = await finish(session, claims, receiver.limits.max_file)
+            receipt = await finish(session, claims, limit)
         except (DigestMismatch, Exists, TooLarge):
             await receiver.sessions.discard(session, "failed")
             raise
@@ -256,8 +271,9 @@ async def complete(receiver: Receiver, session: Session, claims: Sequence[Claim]
 
 async def create(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """POST: an upload in parts, unless the request says that it is the whole."""
+    name = exchange.grant.place(name)
     if fields.parse_boolean(exchange.headers("upload-complete") or "?0"):
-        return await put_file(receiver, exchange, name)
+        return await _put(receiver, exchange, name)
     return await _open(receiver, exchange, name)
 
 
@@ -265,7 +281,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     """Create an upload, or take over the one an earlier run of the same push left."""
     stated = exchange.headers("upload-length")
     length = None if stated is None else fields.parse_integer(stated)
-    check_size(receiver, length)
+    check_size(exchange, length)
     spec = spec_of(exchange, name, length)
     if spec.source_id is None:
         spec = replace(spec, expires_after=PLAIN_EXPIRY)
@@ -277,7 +293,11 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         raise Exists(f"{name} exists with another size")
     wish = exchange.headers("tdx-resume")
     session, earlier = await receiver.sessions.open_for(
-        spec, resume=wish is not None and fields.parse_boolean(wish)
+        spec,
+        exchange.grant,
+        resume=wish is not None and fields.parse_boolean(wish),
+        compares=spec.source_id is not None
+        and bool(await receiver.workers.on_disk(candidates, receiver.store, spec)),
     )
     # An earlier run may have published while this one waited for its end.
     same_size = bool(await receiver.workers.on_disk(candidates, receiver.store, spec))
@@ -287,6 +307,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     if not exchange.body_done:
         with session.in_use():
             try:
+                await receiver.sessions.admit(session, exchange.grant)
                 await session.receive_onward(exchange, 0)
             except TooLarge:
                 await receiver.sessions.discard(session, "failed")
@@ -315,6 +336,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
 
 async def stand(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """HEAD: how far the caller's own partial of this name has come."""
+    name = exchange.grant.place(name)
     session = await receiver.sessions.find_sequential(exchange.identity.owner, name, None)
     if session is None:
         raise NotFound(f"no partial of {name} from you")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdx.control.messages import Exchange, FileBody, digests_differ
+from tdx.control.quotas import Quotas
 from tdx.control.workers import Workers
 from tdx.data.port import Cancel, ReceiveHooks, Slot
 from tdx.data.probe import choose_receive
@@ -27,6 +28,8 @@ from tdx.errors import (
 from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, MAX_EXTENTS, Hasher, cut, extents_of, new_hasher
 from tdx.metrics import Metrics
 from tdx.model import Owner, Span, Stages, UploadId
+from tdx.policy.admission import Limits
+from tdx.policy.rules import Grant
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import Leases, UploadEvent, UploadMachine
 from tdx.store.port import Piece, Store, Upload
@@ -72,6 +75,7 @@ class Session:
         metrics: Metrics,
         pump: str | None,
         publishing: asyncio.Lock,
+        quotas: Quotas,
     ) -> None:
         self.upload = upload
         self.machine = UploadMachine()
@@ -89,6 +93,9 @@ class Session:
         self.store = store
         self.workers = workers
         self.metrics = metrics
+        self.admitted = False
+        """Its bytes have been found to fit the owner's quota."""
+        self._quotas = quotas
         self._pump = pump
         self._users = 0
         self._rechecking: asyncio.Task[None] | None = None
@@ -237,12 +244,14 @@ class Session:
         finally:
             self._leases.release(number)
             del self._writers[number]
+            if not self._writers:
+                self._quotas.settle(self.upload)
             writer.finished.set()
             self.touch()
 
     async def _receive(self, writer: Writer, slots: Iterator[Slot], *, expected: bytes | None) -> Received:
         exchange, cancel, received = writer.exchange, writer.cancel, Received()
-        hooks = self._hooks(received, expected, exchange.limits.max_file, in_order=writer.in_order)
+        hooks = self._hooks(received, expected, exchange, in_order=writer.in_order)
         body = writer.body = await exchange.file_body(cancel)
         pump = choose_receive(self._pump, self.upload, body)
         try:
@@ -256,15 +265,23 @@ class Session:
         return received
 
     def _hooks(
-        self, received: Received, expected: bytes | None, limit: int | None, *, in_order: bool
+        self, received: Received, expected: bytes | None, exchange: Exchange, *, in_order: bool
     ) -> ReceiveHooks:
         size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
-        protocol = (self.protocol,)
-        most = MAX_EXTENTS * size if limit is None else min(limit, MAX_EXTENTS * size)
+        protocol, grant, quotas = (self.protocol,), exchange.grant, self._quotas
+        most = largest_file(exchange.limits, grant, MAX_EXTENTS * size)
+        unknown = upload.spec.length is None and grant.quota is not None
 
         def arrived(n: int) -> None:
             received.bytes += n
             metrics.received_bytes.add(n, protocol)
+            if unknown:
+                quotas.take(upload, grant, n)
+
+        def discarded(n: int) -> None:
+            metrics.discarded_bytes.add(n, ("held",))
+            if unknown:
+                quotas.take(upload, grant, -n)
 
         def completed(span: Span, digest: bytes) -> None:
             index = span.start // size
@@ -283,7 +300,7 @@ class Session:
             received=arrived,
             completed=completed,
             broke_off=broke_off,
-            discarded=lambda n: metrics.discarded_bytes.add(n, ("held",)),
+            discarded=discarded,
         )
 
     async def cut_off_silent(self, extents: range) -> None:
@@ -321,6 +338,11 @@ class Session:
                 shut(writer.exchange.connection.sock)
             for writer in writers:
                 await writer.finished.wait()
+
+
+def largest_file(limits: Limits, grant: Grant, most: int) -> int:
+    """Bytes of the largest file that this receiver takes under this grant, no more than ``most``."""
+    return min(each for each in (limits.max_file, grant.max_file, most) if each is not None)
 
 
 def hash_stored(upload: Upload, span: Span, hasher: Hasher) -> None:

@@ -10,11 +10,13 @@ from collections.abc import AsyncGenerator, Hashable
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from tdx.control.quotas import Quotas
 from tdx.control.session import Session
 from tdx.control.workers import Workers
-from tdx.errors import Busy, NotFound, StorageError, Superseded, TdxError
+from tdx.errors import Busy, NoSpace, NotFound, StorageError, Superseded, TdxError
 from tdx.metrics import Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
+from tdx.policy.rules import Grant
 from tdx.proto.receiver import UploadEvent
 from tdx.store.port import Partial, Store, Upload
 
@@ -35,6 +37,7 @@ class Sessions:
         self._workers = workers
         self._metrics = metrics
         self._pump = pump
+        self._quotas = Quotas(store)
         self._open: dict[UploadId, Session] = {}
         self._superseded: OrderedDict[UploadId, Owner] = OrderedDict()
         self._last_epochs: OrderedDict[UploadId, int] = OrderedDict()
@@ -44,23 +47,32 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def open_for(self, spec: UploadSpec, *, resume: bool) -> tuple[Session, UploadSpec | None]:
+    async def open_for(
+        self, spec: UploadSpec, grant: Grant, *, resume: bool, compares: bool = False
+    ) -> tuple[Session, UploadSpec | None]:
         """A session for a new run of a push; with it, where that goes on from a partial,
         the partial's specification as the earlier run left it.
 
         An earlier run of the same source is cut off first: with ``resume`` its upload is
-        taken over under a new epoch, without it that upload is discarded.
+        taken over under a new epoch, without it that upload is discarded. NoSpace where a new
+        one would exceed the quota granted; with ``compares``, as a file is there that this may
+        be identical to, that is for :meth:`admit` to say.
         """
         async with self._lock((spec.owner, spec.name)):
-            for partial in await self._partials_like(spec):
+            partials = await self._partials_like(spec)
+            goes_on = resume and any(partial.spec.length == spec.length for partial in partials)
+            if partials and not compares and not goes_on:
+                await self._workers.on_disk(self._quotas.check, spec, grant, partials)
+            for partial in partials:
                 if resume and partial.spec.length == spec.length:
                     try:
                         return await self._take_over(partial.upload, spec), partial.spec
                     except NotFound:
                         continue
                 await self._supersede(partial.upload, spec.owner)
-            upload = await self._workers.on_disk(self._store.create, spec)
+            upload = await self._workers.on_disk(self._quotas.create, spec, grant, compares=compares)
             session = self._adopt(upload)
+            session.admitted = not compares
         await self._make_room(session)
         return session, None
 
@@ -80,6 +92,19 @@ class Sessions:
                 and not self._is_busy(partial.upload)
             ]
         return found
+
+    async def admit(self, session: Session, grant: Grant) -> None:
+        """Before bytes: NoSpace where they would exceed the quota granted, and nobody has
+        looked yet. An upload that has none so far is then removed."""
+        if session.admitted or grant.quota is None:
+            return
+        try:
+            await self._workers.on_disk(self._quotas.admit, session.upload, grant)
+        except NoSpace:
+            if not session.upload.held:
+                await self.discard(session, "failed")
+            raise
+        session.admitted = True
 
     def _is_busy(self, upload: UploadId) -> bool:
         session = self._open.get(upload)
@@ -170,7 +195,9 @@ class Sessions:
 
     def _adopt(self, upload: Upload) -> Session:
         publishing = self._lock(("publishing", upload.spec.name))
-        session = Session(upload, self._store, self._workers, self._metrics, self._pump, publishing)
+        session = Session(
+            upload, self._store, self._workers, self._metrics, self._pump, publishing, self._quotas
+        )
         self._open[upload.id] = session
         return session
 
@@ -211,6 +238,7 @@ class Sessions:
         mine = self._open.get(session.id) is session
         if mine:
             del self._open[session.id]
+            self._quotas.ended(session.owner, session.id)
         return mine
 
     def _account(self, session: Session, result: str) -> None:

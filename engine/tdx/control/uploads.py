@@ -50,6 +50,7 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
     if exchange.head.framing.length != len(span):
         raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
     digest = _digest_of_one(session, exchange, span)
+    await receiver.sessions.admit(session, exchange.grant)
     await session.cut_off_silent(extents_of(span, session.upload.spec.extent_size))
     session = await _session(receiver, exchange, upload)
     received = await session.receive_extents(exchange, span, digest)
@@ -100,6 +101,7 @@ async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
     start, last, size = fields.parse_integer(offset), fields.parse_boolean(done), exchange.head.framing.length
     with session.in_use():
         await session.end_appends()
+        await receiver.sessions.admit(session, exchange.grant)
         session = await _session(receiver, exchange, upload)
         stood, length = session.offset, session.upload.spec.length
         check_stated_length(exchange, length)
@@ -110,7 +112,7 @@ async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
             await session.receive_onward(exchange, start)
             if last:
                 claims = claims_of(exchange, "repr-digest")
-                return await exchange.keep_posted(complete(receiver, session, claims))
+                return await exchange.keep_posted(complete(receiver, exchange, session, claims))
         except OffsetMismatch:
             if start != stood:
                 raise
@@ -166,6 +168,8 @@ async def _commit(
     try:
         async with receiver.sessions.alone(upload, owner) as session:
             session.check_epoch(epoch)
+            # The policy may have been changed since the upload was created.
+            exchange.grant.check_conflict(session.upload.spec.conflict)
             try:
                 receipt = await ending.commit(
                     session, digests, length, claims, check_identical=check_identical

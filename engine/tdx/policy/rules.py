@@ -13,6 +13,7 @@ from typing import Final
 
 from tdx.errors import Forbidden
 from tdx.model import Conflict, FileName, Identity, shown
+from tdx.proto.names import check_name
 
 ALL_CONFLICTS: Final = frozenset(Conflict)
 
@@ -75,8 +76,8 @@ class Grant:
     max_file: int | None = None
 
     def place(self, name: FileName) -> FileName:
-        """Where a file that is sent as ``name`` goes."""
-        return name if self.into is None else FileName(f"{self.into}/{name}")
+        """Where a file that is sent as ``name`` goes. BadName where the whole would be too long."""
+        return name if self.into is None else check_name(f"{self.into}/{name}")
 
     def check_conflict(self, wish: Conflict) -> None:
         """Forbidden where ``wish`` is not among the modes granted."""

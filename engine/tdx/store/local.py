@@ -15,7 +15,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 from typing import Final
 
@@ -230,8 +230,13 @@ class LocalStore:
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 
-    def used(self, owner: Owner) -> int:
-        staged = sum(self._counted(partial) for partial in self.partials() if partial.spec.owner == owner)
+    def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
+        staged = sum(
+            self._counted(partial)
+            for partial in self.partials()
+            if partial.spec.owner == owner and partial.upload not in apart
+        )
+        # Looked at last: what is published meanwhile may count twice, but not be missed.
         there, _ = still_there(self._tree, self._receipts.files(owner))
         return staged + sum(size for _, size in there)
 

@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, StorageError, UploadBusy
@@ -358,9 +358,13 @@ class MemoryStore:
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 
-    def used(self, owner: Owner) -> int:
+    def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
         with self._lock:
-            staged = [each for each in self._staged.values() if each.spec.owner == owner]
+            staged = [
+                each
+                for upload, each in self._staged.items()
+                if each.spec.owner == owner and upload not in apart
+            ]
             there = [each.size for each in self._still_there().values() if each.owner == owner]
             lengths = [len(each.data) if each.spec.length is None else each.spec.length for each in staged]
         return sum(lengths) + sum(there)

@@ -10,7 +10,7 @@ either keeps the partial for a later :meth:`Store.open`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -221,11 +221,11 @@ class Store(Protocol):
 
     def staged_bytes(self) -> int: ...
 
-    def used(self, owner: Owner) -> int:
-        """The bytes that count towards this owner's quota: the lengths of its partials, holes
-        included (while one is unknown, how far it has been written), and the sizes of the files that
-        it was the last to publish under their paths and that are still there with that size. Reads
-        every one's size."""
+    def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
+        """The bytes that count towards this owner's quota: the lengths of its partials but those
+        ``apart``, holes included (while one is unknown, how far it has been written), and the sizes
+        of the files that it was the last to publish under their paths and that are still there with
+        that size. Reads every one's size."""
         ...
 
     def is_present(self) -> bool:
