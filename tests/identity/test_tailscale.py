@@ -282,6 +282,14 @@ def test_a_proxied_caller_is_the_node_it_is_proxied_for(
     assert (phone.user, phone.own) == (BOB, False)
 
 
+def test_a_proxied_caller_is_found_however_its_address_is_written(
+    provider: TailscaleProvider, proxying: LocalApiServer
+) -> None:
+    plain = provider.whois(from_loopback())
+    assert provider.whois(from_loopback(host="::ffff:127.0.0.1")) == plain is not None
+    assert provider.whois(from_loopback(host="0:0::1")) == provider.whois(from_loopback(host="::1")) != plain
+
+
 def test_the_port_that_was_not_given_to_a_node_is_somebody_elses(
     provider: TailscaleProvider, proxying: LocalApiServer
 ) -> None:

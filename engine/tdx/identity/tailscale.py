@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -71,7 +72,7 @@ class TailscaleProvider:
         if packed is None or not self.covers(link.remote.host):
             return None
         if is_loopback(packed):
-            return self._proxied(link)
+            return self._proxied(link, _written(packed, link.remote.port))
         status = self._api.status()
         tunnel = self._tunnel(status)
         if tunnel is None:
@@ -149,28 +150,26 @@ class TailscaleProvider:
         """None where there is no tailscaled."""
         return self._api.status() if self._present and self._api.daemon() is not None else None
 
-    def _proxied(self, link: Link) -> Identity | None:
+    def _proxied(self, link: Link, caller: str) -> Identity | None:
         daemon = self._api.daemon()
         if daemon is None:
             log.debug("nothing listens on %s: no tailscaled, nothing that it could proxy", self._api.path)
             return None
         status = self._api.status()
         # With an interface, tailscaled proxies for nobody whom it could name, and takes long to say so.
-        node = None if status.tun else self._api.whois(_written(link.remote))
+        node = None if status.tun else self._api.whois(caller)
         if node is not None:
             if status.own is None:
-                raise IdentityUnavailable(
-                    f"tailscaled names the caller at {_written(link.remote)}, but {_not_up(status)}"
-                )
+                raise IdentityUnavailable(f"tailscaled names the caller at {caller}, but {_not_up(status)}")
             if node.stable_id == status.own.stable_id:
                 raise IdentityUnavailable(
-                    f"{_written(link.remote)} is some user of this very machine who goes through tailscaled; "
+                    f"{caller} is some user of this very machine who goes through tailscaled; "
                     "push to 127.0.0.1 instead"
                 )
             return _identity(node, status.own)
         if _holds(daemon, link):
             raise IdentityUnavailable(
-                f"tailscaled carries the connection from {_written(link.remote)} and does not say for whom; "
+                f"tailscaled carries the connection from {caller} and does not say for whom; "
                 "`tailscale serve` and `funnel` cannot be used in front of a receiver"
             )
         return None
@@ -239,9 +238,11 @@ def _not_up(status: Status) -> str:
     return "no single interface holds this machine's own mesh addresses"
 
 
-def _written(endpoint: Endpoint) -> str:
-    host = endpoint.host.partition("%")[0]
-    return f"[{host}]:{endpoint.port}" if ":" in host else f"{host}:{endpoint.port}"
+def _written(packed: bytes, port: int) -> str:
+    # tailscaled compares, so that an IPv4-mapped address would be another one.
+    if len(packed) == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, packed)}:{port}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, packed)}]:{port}"
 
 
 def _holds(process: int, link: Link) -> bool:
