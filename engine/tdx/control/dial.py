@@ -72,6 +72,8 @@ class Dialer:
 
     async def _secure(self, sock: socket.socket, route: Route, trusted: Trusted) -> Connection:
         """TLS with that one device. Its own refusal of this one shows at the first read only."""
+        where = endpoint_of(route.address)
+        peer = f"{trusted.name} ({where.host} port {where.port})"
         context = await self._workers.on_disk(self._devices.client_context, trusted)
         wrapped = context.wrap_socket(sock, do_handshake_on_connect=False)
         wire = TlsWire(wrapped)
@@ -80,14 +82,14 @@ class Dialer:
                 await wire.handshake()
             identity = await self._workers.on_disk(self._devices.whois, wire.certificate)
             if identity is None or identity.node != trusted.name:
-                raise Forbidden(f"{self.peer} shows the key of another device; nothing was sent")
+                raise Forbidden(f"{peer} shows the key of another device; nothing was sent")
             return Connection(wire, self._workers.bodies, route.authority)
         except TimeoutError:
             wrapped.close()
-            raise Stalled(f"{self.peer} does not finish its TLS handshake") from None
+            raise Stalled(f"{peer} does not finish its TLS handshake") from None
         except OSError as error:
             wrapped.close()
-            raise failure(error, str(self.peer)) from None
+            raise failure(error, peer) from None
         except BaseException:
             wrapped.close()
             raise
@@ -105,8 +107,8 @@ class Dialer:
             if route.silent is not None:
                 raise route.silent
             raise Forbidden(
-                f"nothing vouches for who listens at {destination.host} port {destination.port}; plain HTTP goes "
-                "only to receivers of this machine and of its meshes; pair the two machines with `tdx pair`"
+                f"nothing vouches for who listens at {destination.host} port {destination.port}; plain HTTP goes"
+                " only to receivers of this machine and of its meshes; pair the two machines with `tdx pair`"
             )
         if identity.provider == LOCAL:
             if not identity.own:

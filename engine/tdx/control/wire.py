@@ -118,6 +118,8 @@ def failure(error: OSError, remote: str) -> TdxError:
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return ConnectionLost(f"connection to {remote} lost: {error.strerror or error}")
     reason = str(error.reason or error)
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return Forbidden(f"{remote} shows no device key")
     if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")):
         return Forbidden(f"{remote} does not know this device's key; introduce the two with `tdx pair`")
     return TlsFailed(f"TLS with {remote} failed: {reason.lower().replace('_', ' ')}")
