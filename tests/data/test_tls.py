@@ -189,8 +189,26 @@ def test_what_came_before_a_damaged_record_is_kept() -> None:
         view = memoryview(bytearray(100))
         assert body.readinto(view) == 4
         for _ in range(2):
-            with pytest.raises(ConnectionLost):
+            with pytest.raises(ConnectionLost, match="bad record mac"):
                 body.readinto(view)
+
+
+def test_a_reset_right_after_some_bytes_is_told_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count(1)
+
+    def read(*_: object) -> int:
+        call = next(calls)
+        if call == 2:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return 4 if call == 1 else 0
+
+    with tls_tcp_pair() as (near, _):
+        monkeypatch.setattr(near, "read", read)
+        body = body_on(near, 100)
+        view = memoryview(bytearray(100))
+        assert body.readinto(view) == 4
+        with pytest.raises(ConnectionLost, match="reset"):
+            body.readinto(view)
 
 
 def test_no_ciphertext_is_payload_and_no_payload_leaves_once_the_tls_layer_is_gone() -> None:
