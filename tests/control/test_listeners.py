@@ -99,7 +99,7 @@ def test_an_interface_that_was_made_anew_is_listened_on_again(monkeypatch: pytes
         (old,) = found.open()
         port = old.getsockname()[1]
         index = 8
-        monkeypatch.setattr(listeners, "listen", lambda host, port, interface: [reserve_port(host)])
+        monkeypatch.setattr(listeners, "listen", lambda host, *_: [reserve_port(host)])
         opened, gone = found.refresh()
         assert gone == [old]
         assert len(opened) == 1

@@ -11,8 +11,8 @@ import pytest
 from support.datakit import pattern
 from support.receiving import RunningReceiver, in_background, push, running
 from tdx.control import ending
-from tdx.control.resolve import Peer
 from tdx.control.progress import Tally
+from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
 from tdx.control.session import Session
 from tdx.data.source import Source

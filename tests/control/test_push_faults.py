@@ -14,8 +14,8 @@ from support.datakit import pattern
 from support.proxy import Fault, always, at_random, mistreating, once
 from support.receiving import RunningReceiver, in_background, push, running
 from support.vouching import Vouching
-from tdx.control.resolve import Peer
 from tdx.control.progress import Tally
+from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
 from tdx.errors import (
     ConnectionLost,

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from support.wire import Answer, Wire, eventually
 from tdx.config import ServeConfig
-from tdx.control.resolve import Peer
 from tdx.control.loop import loop_factory
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
 from tdx.control.receiver import Receiver
+from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.control.serve import assemble
 from tdx.control.server import Server

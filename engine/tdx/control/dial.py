@@ -107,8 +107,8 @@ class Dialer:
             if route.silent is not None:
                 raise route.silent
             raise Forbidden(
-                f"nothing vouches for who listens at {destination.host} port {destination.port}; plain HTTP goes"
-                " only to receivers of this machine and of its meshes; pair the two machines with `tdx pair`"
+                f"nothing vouches for who listens at {destination.host} port {destination.port}; plain HTTP"
+                " goes only to receivers of this machine and of its meshes; pair the two with `tdx pair`"
             )
         if identity.provider == LOCAL:
             if not identity.own:
