@@ -185,6 +185,13 @@ def test_without_the_interface_nobody_is_vouched_for() -> None:
     assert bench.whois("198.51.100.2") is None
     assert bench.provider.confirms(Endpoint("198.51.100.2", 8390)) is None
     assert list(bench.provider.places()) == []
+    assert not bench.provider.covers("198.51.100.2")
+
+
+def test_an_interface_that_is_not_there_keeps_no_other_from_being_asked() -> None:
+    bench = Bench((peer(),), ToldWg(REFUSED), ToldDevice(up=False, tunnel=None, own=()))
+    assert not bench.provider.covers("198.18.7.2")
+    assert bench.wg.asked == 0
 
 
 def test_a_sender_is_told_whose_the_destination_is() -> None:
@@ -293,12 +300,14 @@ def test_many_questions_at_once_ask_wg_once() -> None:
     assert bench.wg.asked == 1
 
 
-def test_without_wg_it_covers_only_its_own_network_and_says_what_to_do() -> None:
+def test_without_wg_nobody_knows_whose_an_address_is_and_it_says_what_to_do() -> None:
     bench = Bench((peer(),), ToldWg("garbage"))
     assert bench.provider.covers("198.51.100.2")
-    assert not bench.provider.covers("198.18.7.2")
-    with pytest.raises(IdentityUnavailable, match=r"wg0.*makes no sense.*allowed_ips.*CAP_NET_ADMIN"):
-        bench.whois("198.51.100.2")
+    for address in ("198.51.100.2", "198.18.7.2"):
+        with pytest.raises(IdentityUnavailable, match=r"wg0.*makes no sense.*allowed_ips.*CAP_NET_ADMIN"):
+            bench.whois(address)
+    with pytest.raises(IdentityUnavailable, match="makes no sense"):
+        bench.provider.covers("198.18.7.2")
     with pytest.raises(IdentityUnavailable, match="makes no sense"):
         bench.provider.peers()
 

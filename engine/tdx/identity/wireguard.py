@@ -103,18 +103,23 @@ class WireguardProvider:
     def covers(self, address: str) -> bool:
         """Whether ``address`` identifies a key of this interface, or is in a network that this
         machine itself has there. A network that does not identify covers nothing: it may be the
-        whole internet."""
+        whole internet. Asks wg where that needs to be, and raises IdentityUnavailable where only
+        wg could tell and does not: what may be a peer's is not to be taken for anybody else's."""
         found = address_of(address)
-        if found is None or is_address_of_this_machine(address):
+        if found is None or is_address_of_this_machine(address) or self._device.is_tunnel() is None:
             return False
+        claim, silent = None, None
         try:
             claim = self._claim(found)
         except IdentityUnavailable as error:
-            log.debug("%s", error.message)
-            claim = None
+            silent = error
         if claim is not None and self._identifies(claim):
             return True
-        return any(found in own.network for own in self._device.addresses())
+        if any(found in own.network for own in self._device.addresses()):
+            return True
+        if silent is not None:
+            raise silent
+        return False
 
     def whois(self, link: Link) -> Identity | None:
         """The key that the connection comes from, provided that it is bound to the interface: a
