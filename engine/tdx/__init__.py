@@ -6,6 +6,7 @@ receiver is :func:`serve`. They are imported when they are first used.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _HOMES = {
     "push": "api",
     "serve": "serve",
 }
+
+# Who uses the library decides what becomes of its log; unasked, nothing of it is written anywhere.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from tdx.errors import ConnectionLost, Forbidden, TdxError, TlsFailed
-
-if TYPE_CHECKING:
-    import ssl
 
 TLS_HANDSHAKE: Final = 0x16
 """First byte of a TLS connection: the content type of a handshake record (RFC 8446 section 5.1)."""
@@ -64,13 +62,7 @@ class TlsWire:
     """Over a socket that a context has wrapped, with the handshake still to come."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
-        import ssl
-
         self._sock = sock
-        self._waits = {
-            ssl.SSLWantReadError: readable,
-            ssl.SSLWantWriteError: writable,
-        }
 
     @property
     def sock(self) -> ssl.SSLSocket:
@@ -105,14 +97,14 @@ class TlsWire:
         while True:
             try:
                 return step()
-            except tuple(self._waits) as error:
-                await self._waits[type(error)](self._sock)
+            except ssl.SSLWantReadError:
+                await readable(self._sock)
+            except ssl.SSLWantWriteError:
+                await writable(self._sock)
 
 
 def failure(error: OSError, remote: str) -> TdxError:
     """What a failed read, write or handshake with ``remote`` means."""
-    import ssl
-
     if isinstance(error, ssl.SSLCertVerificationError):
         return Forbidden(f"{remote} holds another key than the one that was paired: {error.verify_message}")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
