@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -267,6 +268,27 @@ def test_a_slow_answer_is_not_waited_for(server: LocalApiServer, trouble: str, q
     server.trouble = {"whois": fake.SLOW[trouble], "status": fake.SLOW[trouble]}
     with pytest.raises(IdentityUnavailable, match=r"no answer within 0\.2 s"):
         question(LocalApi(server.path, timeout=0.2))
+
+
+def test_an_answer_that_breaks_off_is_void_even_if_it_could_be_read(
+    api: LocalApi, server: LocalApiServer
+) -> None:
+    whole = json.dumps(DESKTOP).encode()
+    server.trouble = {"whois": fake.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + whole)}
+    with pytest.raises(IdentityUnavailable, match="closed the connection inside its answer"):
+        api.whois("100.64.0.1")
+
+
+def test_an_answer_that_is_too_long_is_void_even_if_it_could_be_read(
+    api: LocalApi, server: LocalApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.dumps(DESKTOP).encode()
+    server.trouble = {"whois": fake.body(whole)}
+    monkeypatch.setattr(localapi, "WHOIS_LIMIT", len(whole))
+    assert api.whois("100.64.0.1") == node_of(DESKTOP)
+    server.trouble = {"whois": fake.body(whole + b" ")}
+    with pytest.raises(IdentityUnavailable, match=f"longer than {len(whole)} bytes"):
+        api.whois("100.64.0.1")
 
 
 def test_a_service_without_status_is_not_tailscaled(api: LocalApi, server: LocalApiServer) -> None:

@@ -174,6 +174,17 @@ def test_a_tagged_machine_has_nobody_of_its_own(
     assert not found.own
 
 
+def test_a_tag_parts_a_node_from_its_user_whoever_it_is_said_to_belong_to(
+    provider: TailscaleProvider, server: LocalApiServer
+) -> None:
+    tagged = DESKTOP | {"Node": DESKTOP["Node"] | {"Tags": ["tag:server"]}}
+    for own, node in ((SELF, tagged), (SELF | {"Tags": ["tag:server"]}, DESKTOP)):
+        server.status, server.nodes[THEIRS] = status_of(own), node
+        found = provider.whois(over_the_mesh())
+        assert found is not None
+        assert not found.own
+
+
 def test_users_without_a_number_are_not_the_same(provider: TailscaleProvider, server: LocalApiServer) -> None:
     server.status = status_of(SELF | {"UserID": 0})
     node = DESKTOP["Node"] | {"User": 0}
