@@ -9,7 +9,7 @@ import click
 
 from tdx.version import VERSION
 
-COMMANDS: Final = ("demo", "gc", "hash", "id", "pair", "push", "serve", "trust", "verify")
+COMMANDS: Final = ("demo", "gc", "hash", "id", "pair", "policy", "push", "serve", "trust", "verify")
 """Each lives in the module of its name, and is called ``command`` there."""
 
 

@@ -61,7 +61,9 @@ class Rule:
         ]
         for what, wanted, present in asked:
             if wanted is not None and wanted not in present:
-                return f"{what} is not {wanted}"
+                found = identity.owner if what == "key" else ", ".join(filter(None, present))
+                nothing = "none" if what in ("tag", "capability") else "unknown"
+                return f"{what} is {shown(found) or nothing}, not {wanted}"
         return None
 
 
@@ -125,7 +127,9 @@ class Policy:
         for rule in self._rules:
             if rule.mismatch(identity) is None:
                 if not rule.allow:
-                    raise Forbidden(f"rule `{rule.name}` refuses {identity}; {_where_to_change(identity)}")
+                    raise Forbidden(
+                        f"rule `{rule.name}` refuses {identity}; {_where_to_change(identity, ' before it')}"
+                    )
                 return Grant(rule.name, rule.into, rule.conflict, rule.quota, rule.max_file)
         if identity.own:
             return Grant(YOURSELF)
@@ -137,17 +141,21 @@ class Policy:
         for rule in self._rules:
             mismatch = rule.mismatch(identity)
             if mismatch is None:
-                verdicts.append(Verdict(rule.name, True, "allows" if rule.allow else "refuses"))
+                verdicts.append(Verdict(rule.name, True, "matches and " + _says(rule.allow)))
                 return verdicts
             verdicts.append(Verdict(rule.name, False, mismatch))
         verdicts.append(
-            Verdict(YOURSELF, True, "allows")
+            Verdict(YOURSELF, True, _says(True))
             if identity.own
             else Verdict(YOURSELF, False, _not_yourself(identity))
         )
         if not identity.own:
-            verdicts.append(Verdict(DEFAULT, True, "refuses"))
+            verdicts.append(Verdict(DEFAULT, True, _says(False)))
         return verdicts
+
+
+def _says(allow: bool) -> str:
+    return "allows" if allow else "refuses"
 
 
 def _not_yourself(identity: Identity) -> str:
@@ -158,9 +166,13 @@ def _not_yourself(identity: Identity) -> str:
     return "it does not act for the receiver's own user"
 
 
-def _where_to_change(identity: Identity) -> str:
+def _where_to_change(identity: Identity, place: str = "") -> str:
     """What the receiver's owner would write to let ``identity`` in."""
-    if identity.provider == "local":
-        return "push as the user that the receiver runs as, or let its owner add a rule with this key"
     field = f'tag = "{identity.tags[0]}"' if identity.tags else f'key = "{identity.owner}"'
-    return f"the receiver's owner can add a [[rule]] with {shown(field)} to its configuration"
+    change = (
+        f"the receiver's owner can add a [[rule]] with {shown(field)}{place} to its configuration, and "
+        f"`tdx policy check {shown(identity.owner)}` there explains"
+    )
+    return (
+        f"push as the user that the receiver runs as, or {change}" if identity.provider == "local" else change
+    )
