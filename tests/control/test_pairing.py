@@ -93,7 +93,7 @@ def test_both_trust_each_other_and_can_meet(here: TlsIdentities, there: TlsIdent
 
 def test_another_code_burns_the_right_one(here: TlsIdentities, there: TlsIdentities) -> None:
     with waiting(there) as other:
-        with pytest.raises(PairingFailed, match="not the same code"):
+        with pytest.raises(PairingFailed, match="the other end refused"):
             answer(here, Terms("laptop"), other.address, "0000-0000")
         assert isinstance(other.error, PairingFailed)
         with pytest.raises(Unreachable, match="does `tdx pair` wait there"):

@@ -171,7 +171,7 @@ class _Acquaintance:
         self._host = host
 
     def pairing(self, role: Role, code: str) -> Pairing:
-        name = (self._terms.name or os.uname().nodename)[:LONGEST_SAID_NAME]
+        name = (self._terms.name or os.uname().nodename or "device")[:LONGEST_SAID_NAME]
         return Pairing(role, code, self._tls.device, name, self._terms.port, time.time(), self._accept)
 
     def trust(self, pairing: Pairing) -> Trusted:

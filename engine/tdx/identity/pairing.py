@@ -78,8 +78,8 @@ class Pairing:
     """One side of one try. Feed it what arrives, send what it returns.
 
     ``name`` and ``port`` are what the other side is told. ``now`` is in seconds since the Unix
-    epoch. ``accept`` is asked about the other device before anything is proven to it; what it
-    raises ends the try.
+    epoch. ``accept`` is asked about the other device once that has proven who it is, and before it
+    is told that it is trusted; what it raises ends the try.
     """
 
     def __init__(
@@ -146,11 +146,11 @@ class Pairing:
     def end(self) -> PairingFailed:
         """What it means that the other end is gone."""
         self._failed = True
-        if (
-            self._role is Role.JOINER and len(self._awaited) == 2
-        ):  # it has seen the proof, and did not answer it
-            return PairingFailed(_REFUSED)
-        if self._role is Role.JOINER and len(self._awaited) == 1:
+        if self._role is Role.JOINER and self._awaited == [self._on_proof, self._on_acknowledgement]:
+            return PairingFailed(
+                f"pairing failed: the other end refused; it says why, most likely for another code; {_AGAIN}"
+            )
+        if self._role is Role.JOINER and self._awaited == [self._on_acknowledgement]:
             return PairingFailed(
                 "pairing failed on this side only: the other end agreed, and is gone before it confirmed; "
                 "pair once more"
@@ -190,7 +190,6 @@ class Pairing:
         reason = unfit(met.certificate, self._now)
         if reason is not None:
             raise PairingFailed(f"pairing failed: the certificate of the other device is no good: {reason}")
-        self._accept(met)
         return self._prove() if self._role is Role.JOINER else self._document[self._role]
 
     def _on_proof(self, payload: bytes) -> bytes:
@@ -202,6 +201,7 @@ class Pairing:
         signed = _signed(self._role.other, seen)
         if not verify(self._met.certificate, payload[_MAC_SIZE:], signed):
             raise PairingFailed(_REFUSED)
+        self._accept(self._met)
         return self._acknowledgement(self._role) if self._role is Role.JOINER else self._prove()
 
     def _on_acknowledgement(self, payload: bytes) -> bytes:
