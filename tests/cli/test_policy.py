@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.commands import Tdx
+from support.commands import RunningReceiver, Tdx, parsed
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "policy.md").read_text()
 KEY = "A" * 43 + "="
@@ -137,6 +137,38 @@ def test_a_configuration_that_is_wrong_is_named(tdx: Tdx, config: Path) -> None:
     done = tdx("policy", "check", "tailscale:n1", "--config", config)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith(f'tdx: {config}: rule "everybody": matches nobody')
+
+
+# --- a receiver with rules -----------------------------------------------------
+
+
+def test_a_receiver_holds_its_callers_to_its_rules(tdx: Tdx, tmp_path: Path) -> None:
+    folder, small, large = tmp_path / "in", tmp_path / "small", tmp_path / "large"
+    folder.mkdir(mode=0o700)
+    small.write_bytes(b"x" * 1000)
+    large.write_bytes(b"x" * 5001)
+    config = tmp_path / "tdx.toml"
+    config.write_text(
+        f'dir = "in"\n[[rule]]\nname = "me"\nkey = "local:{os.getuid()}"\ninto = "mine"\n'
+        'conflict = ["rename", "skip"]\nquota = 2000\nmax_file = 5000\n'
+    )
+    receiver = RunningReceiver(tdx, folder, tmp_path / "log", ["--config", str(config)])
+    try:
+        done = tdx("push", small, receiver.address, "--json")
+        assert (done.returncode, parsed(done.stdout)[-1]["path"]) == (0, "mine/small")
+        again = tdx("push", small, receiver.address, "--json")
+        assert (again.returncode, parsed(again.stdout)[-1]["event"]) == (0, "identical")
+        for more, code, says in (
+            ((small, receiver.address, "--conflict", "overwrite"), 77, "rule `me` does not allow --conflict"),
+            ((large, receiver.address), 73, "at most 5000 are taken by rule `me`"),
+            ((small, receiver.address, "--name", "copy"), 0, ""),
+            ((small, receiver.address, "--name", "third"), 73, "rule `me` gives a quota of 2000 bytes: 2000"),
+        ):
+            done = tdx("push", *more, "-q")
+            assert (done.returncode, says in done.stderr) == (code, True)
+        assert receiver.visible() == ["mine/copy", "mine/small"]
+    finally:
+        assert receiver.stop() == 0
 
 
 # --- the page ------------------------------------------------------------------

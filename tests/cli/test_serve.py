@@ -104,6 +104,13 @@ def test_a_wrong_configuration_is_78(text: str, tdx: Tdx, tmp_path: Path) -> Non
     assert str(config) in done.stderr
 
 
+def test_the_environment_may_name_the_configuration(tdx: Tdx, tmp_path: Path) -> None:
+    config = tmp_path / "tdx.toml"
+    config.write_text("colour = 1")
+    done = tdx("serve", env={"TDX_CONFIG": str(config)})
+    assert (done.returncode, f"{config}: colour " in done.stderr) == (78, True)
+
+
 def test_a_configuration_without_a_folder_is_78(tdx: Tdx, tmp_path: Path) -> None:
     config = tmp_path / "tdx.toml"
     config.write_text("")

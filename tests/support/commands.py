@@ -23,11 +23,19 @@ class Tdx:
         self.env = {
             **os.environ,
             "TDX_STATE_DIR": str(state),
+            "XDG_CONFIG_HOME": str(state / "no-configuration"),
             "PYTHONWARNINGS": "error",
             "TERM": "xterm-256color",
             "COLUMNS": "160",
         }
-        for variable in ("NO_COLOR", "FORCE_COLOR", "NOTIFY_SOCKET", "TDX_DEBUG", "STATE_DIRECTORY"):
+        for variable in (
+            "NO_COLOR",
+            "FORCE_COLOR",
+            "NOTIFY_SOCKET",
+            "TDX_DEBUG",
+            "TDX_CONFIG",
+            "STATE_DIRECTORY",
+        ):
             self.env.pop(variable, None)
 
     def __call__(
