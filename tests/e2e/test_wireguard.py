@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from support.content import MIB, random_file, sha256_of
 from support.processes import PROGRAM, Processes, Receiver, Running, wait_until
-from support.spaces import Ear, as_stranger
+from support.spaces import STRANGER, Ear, as_stranger
 from support.wgmesh import CABLE, Machine, WgMesh, attempt, wgmesh
 
 PORT = 8390
@@ -32,25 +34,35 @@ class Hub:
     """A receiver on the hub, and those who push to it under the name ``hub``."""
 
     def __init__(
-        self, processes: Processes, mesh: WgMesh, area: Path, config: str, host: str = "", port: int = PORT
+        self,
+        processes: Processes,
+        mesh: WgMesh,
+        area: Path,
+        config: str,
+        host: str = "",
+        port: int = PORT,
+        user: Sequence[str] = (),
     ) -> None:
+        """``host`` and ``port``: where it listens; ``user``: what comes before a command that another
+        user runs, here and of those who push."""
         self._processes = processes
         self._area = area
-        self._peer = f"hub:{port}"
+        self._user = user
+        self._port = port
         self.receiver: Receiver = processes.receiver(
             area / "inbox",
             area / "hub" / "state",
-            program=[*mesh.hub.prefix, *PROGRAM],
+            program=[*mesh.hub.prefix, *user, *PROGRAM],
             also=(f"{host or mesh.hub.address}:{port}",),
             config=config,
         )
 
-    def pushed_by(self, machine: Machine, config: str, *arguments: str | Path) -> Running:
-        """``tdx push ARGUMENTS hub`` on ``machine``, which has this configuration, to its end."""
+    def pushed_by(self, machine: Machine, config: str, source: Path, peer: str = "hub") -> Running:
+        """``tdx push SOURCE PEER`` on ``machine``, which has this configuration, to its end."""
         file = self._area / f"{machine.name}.toml"
         file.write_text(config)
         environment = {**self._processes.environment, "TDX_CONFIG": str(file)}
-        command = [*machine.prefix, *PROGRAM, "push", *map(str, arguments), self._peer]
+        command = [*machine.prefix, *self._user, *PROGRAM, "push", str(source), f"{peer}:{self._port}"]
         push = self._processes.run("push", command, env=environment)
         push.wait()
         return push
@@ -202,3 +214,22 @@ def test_the_machine_itself_is_known_by_its_user_at_its_own_address_on_the_mesh(
     other = processes.curl("-T", source, url + "other", prefix=[*mesh.hub.prefix, *as_stranger()])
     assert other.status == 403
     assert hub.receiver.published == ["own"]
+
+
+def test_no_privilege_is_needed_where_the_configuration_says_who_is_who(
+    processes: Processes, mesh: WgMesh, folder: Path, source: Path
+) -> None:
+    for path in (folder, folder / "hub", folder / "theirs"):
+        path.mkdir(exist_ok=True)
+        os.chown(path, STRANGER, STRANGER)
+    processes.environment["TDX_STATE_DIR"] = str(folder / "theirs")
+    config = mesh.config(mesh.peer(mesh.laptop, "laptop", f"{mesh.laptop.address}/32"))
+    hub = Hub(processes, mesh, folder, config, user=as_stranger())
+    push = hub.pushed_by(mesh.laptop, mesh.config(hub_of(mesh, configured=True)), source)
+    assert push.code == 0, push.log()
+    assert hub.receiver.published == [source.name]
+    # Where it does not, nobody but root can learn which key an address leads to.
+    push = hub.pushed_by(mesh.laptop, mesh.config(hub_of(mesh)), source, mesh.hub.address)
+    assert push.code == 75, push.log()
+    (line,) = push.stderr.splitlines()
+    assert "allowed_ips" in line

@@ -122,8 +122,8 @@ def test_a_single_address_is_the_peer_that_has_it_and_wg_is_not_asked() -> None:
     assert bench.wg.asked == 0
 
 
-@pytest.mark.parametrize("host", ["", "laptop", "198.51.100.2/32", "127.0.0.1", "::1"])
-def test_what_is_no_address_of_another_machine_is_nobody(host: str) -> None:
+@pytest.mark.parametrize("host", ["", "laptop", "198.51.100.2/32", "127.0.0.1", "::1", "fe80::2"])
+def test_what_is_not_surely_an_address_of_another_machine_is_nobody(host: str) -> None:
     bench = Bench((peer("0.0.0.0/0", "::/0", subnet=True),))
     assert bench.whois(host) is None
     assert bench.provider.confirms(Endpoint(host, 8390)) is None

@@ -37,12 +37,13 @@ _PORT: Final = 51820
 _RUN: Final = os.path.realpath("/var/run")
 
 _LISTENER: Final = """
-import json, socket, sys
+import json, logging, socket, sys
 from tdx.errors import IdentityUnavailable
 from tdx.identity.port import Endpoint, Link
 from tdx.identity.settings import WireguardPeer, WireguardSettings
 from tdx.identity.wireguard import WireguardProvider
 
+logging.basicConfig()
 host, interface, peers = json.loads(sys.argv[1])
 provider = WireguardProvider(
     WireguardSettings("wg0", tuple(WireguardPeer(**{**peer, "allowed_ips": tuple(peer["allowed_ips"])})

@@ -105,8 +105,8 @@ class WireguardProvider:
         machine itself has there. A network that does not identify covers nothing: it may be the
         whole internet. Asks wg where that needs to be, and raises IdentityUnavailable where only
         wg could tell and does not: what may be a peer's is not to be taken for anybody else's."""
-        found = address_of(address)
-        if found is None or is_address_of_this_machine(address) or self._device.is_tunnel() is None:
+        found = _address_elsewhere(address)
+        if found is None or self._device.is_tunnel() is None:
             return False
         claim, silent = None, None
         try:
@@ -182,8 +182,8 @@ class WireguardProvider:
     # --- who has it ----------------------------------------------------------
 
     def _identify(self, host: str) -> Identity | None:
-        address = address_of(host)
-        if address is None or is_address_of_this_machine(host) or not self._is_ours():
+        address = _address_elsewhere(host)
+        if address is None or not self._is_ours():
             return None
         claim = self._claim(address)
         if claim is None:
@@ -253,6 +253,15 @@ class WireguardProvider:
         except (ValueError, IdentityUnavailable) as error:
             log.debug("no handshakes of %s: %s", self._interface, error)
             return {}
+
+
+def _address_elsewhere(host: str) -> Address | None:
+    """The address, unless it may be this machine's own: of an IPv6 link-local one this cannot be
+    told without its zone."""
+    address = address_of(host)
+    if address is None or (address.version == 6 and address.is_link_local):
+        return None
+    return None if is_address_of_this_machine(host) else address
 
 
 def _networks(peer: WireguardPeer) -> tuple[Network, ...]:
