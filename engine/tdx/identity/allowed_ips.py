@@ -50,9 +50,6 @@ class AllowedIps:
             for version in (4, 6)
         }
 
-    def __contains__(self, network: Network) -> bool:
-        return network in self._keys
-
     def claims(self) -> list[Claim]:
         return [Claim(network, keys) for network, keys in self._keys.items()]
 
