@@ -489,8 +489,8 @@ def test_places_are_our_own_addresses_that_an_interface_holds(
     assert provider.places() == [Place(OWN, TUNNEL)]
 
 
-def test_own_names_are_those_of_this_node(provider: TailscaleProvider) -> None:
-    assert provider.own_names() == ("laptop", "laptop.tailnet.test")
+def test_own_names_are_those_of_this_node_and_its_addresses(provider: TailscaleProvider) -> None:
+    assert provider.own_names() == ("laptop", "laptop.tailnet.test", OWN)
 
 
 def test_peers_are_the_other_nodes(provider: TailscaleProvider, server: LocalApiServer) -> None:

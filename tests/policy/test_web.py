@@ -7,7 +7,7 @@ import pytest
 from tdx.policy.web import host_allowed, origin_allowed
 from tdx.proto.fields import parse_host
 
-NAMES = frozenset({"files.example.org", "b.tail1234.ts.net"})
+NAMES = frozenset({"files.example.org", "b.tail1234.ts.net", "100.64.0.9", "fd7a:115c:a1e0::9"})
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ NAMES = frozenset({"files.example.org", "b.tail1234.ts.net"})
         ("box", "100.64.0.1"),
         ("box.lan:8390", "100.64.0.1"),
         ("Files.Example.ORG", "100.64.0.1"),
+        ("100.64.0.9:8390", "127.0.0.1"),
+        ("[fd7a:115c:a1e0:0::9]", "127.0.0.1"),
         ("b.tail1234.ts.net.:8390", "100.64.0.1"),
     ],
 )

@@ -19,6 +19,7 @@ from tdx.errors import (
     ConnectionLost,
     DigestMismatch,
     ExtentsDiffer,
+    IdentityUnavailable,
     Interrupted,
     NotFound,
     ProtocolError,
@@ -196,7 +197,7 @@ class Client:
         """
         if isinstance(error, NotFound):
             raise Interrupted(f"{self.peer} no longer has this upload; run the push again") from error
-        if isinstance(error, Unreachable) and not self._pool.met:
+        if isinstance(error, Unreachable | IdentityUnavailable) and not self._pool.met:
             raise error
         wait = retrier.failed(error)
         if wait is None:

@@ -7,19 +7,23 @@ import contextlib
 import math
 import os
 import socket
-from typing import Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 
 from tdx.control.connection import Connection, endpoint_of
 from tdx.control.resolve import Peer, Resolver, Route
 from tdx.control.wire import PlainWire, TlsWire, failure
 from tdx.control.workers import Workers
 from tdx.data.sockets import readable
-from tdx.errors import Forbidden, Stalled, Unreachable
+from tdx.errors import Forbidden, Stalled, TdxError, UnknownPeer, Unreachable
 from tdx.identity.local import NAME as LOCAL
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
 from tdx.identity.trust import Trusted
 from tdx.model import Identity
+
+if TYPE_CHECKING:
+    from tdx.control.resolve import Find
 
 CONNECT_TIMEOUT: Final = 10.0
 
@@ -27,11 +31,22 @@ CONNECT_TIMEOUT: Final = 10.0
 class Dialer:
     """Connects to one peer, and makes sure that it is that peer before anything is sent."""
 
-    def __init__(self, peer: Peer, identities: Identities, devices: TlsIdentities, workers: Workers) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        identities: Identities,
+        devices: TlsIdentities,
+        workers: Workers,
+        *,
+        find: Find | None = None,
+        routes: Iterable[Route] | None = None,
+    ) -> None:
+        """``find``: as for :class:`Resolver`; ``routes``: where to try, instead of what it finds."""
         self.peer = peer
         self._identities = identities
         self._devices = devices
-        self._resolver = Resolver(identities, devices, workers)
+        self._resolver = Resolver(identities, devices, workers, find)
+        self._routes = None if routes is None else tuple(routes)
         self._workers = workers
         self.round_trip = math.inf
         """Seconds that the quickest connection took to be made: one round trip and little more."""
@@ -42,8 +57,24 @@ class Dialer:
         UnknownPeer, Unreachable, IdentityUnavailable, or Forbidden where somebody else than the
         peer listens there, or nobody can tell who it is.
         """
+        if self._routes is not None:
+            return await self._try(self._routes)
+        try:
+            return await self._try(await self._resolver.routes(self.peer))
+        except TdxError as error:
+            failed = error
+            # Whoever it was at the old addresses: the key shows who is at a new one.
+            for route in await self._resolver.announced(self.peer):
+                try:
+                    return await self._try([route])
+                except TdxError as other:
+                    # Of what anybody may announce, nothing makes a temporary failure a lasting one.
+                    failed = other if isinstance(failed, UnknownPeer) else failed
+            raise failed from None
+
+    async def _try(self, routes: Iterable[Route]) -> Connection:
         failures: list[str] = []
-        for route in await self._resolver.routes(self.peer):
+        for route in routes:
             sock = socket.socket(route.family, socket.SOCK_STREAM)
             try:
                 await self._connect(sock, route)
@@ -67,7 +98,7 @@ class Dialer:
         loop = asyncio.get_running_loop()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         started = loop.time()
-        await _connect(sock, route)
+        await connect(sock, route)
         self.round_trip = min(self.round_trip, loop.time() - started)
 
     async def _secure(self, sock: socket.socket, route: Route, trusted: Trusted) -> Connection:
@@ -100,7 +131,7 @@ class Dialer:
         if identity is None:
             # A receiver that has just ended listens no more: then another connection fails.
             with socket.socket(route.family, socket.SOCK_STREAM) as again:
-                await _connect(again, route)
+                await connect(again, route)
                 identity = await self._who(route)
         destination = endpoint_of(route.address)
         if identity is None:
@@ -115,6 +146,11 @@ class Dialer:
                 raise Forbidden(
                     f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
                 )
+        elif route.interface is None:
+            raise Forbidden(
+                f"{destination.host} is {identity}, but that mesh has no interface here to bind to, so that "
+                "another machine could answer in its place; nothing was sent"
+            )
         elif route.owner is None and not self.peer.is_address:
             raise Forbidden(
                 f"{self.peer.host} leads to {destination.host}, which is {identity}: that is no name of its; "
@@ -127,7 +163,8 @@ class Dialer:
         return await self._workers.on_disk(self._identities.confirm, endpoint_of(route.address))
 
 
-async def _connect(sock: socket.socket, route: Route) -> None:
+async def connect(sock: socket.socket, route: Route) -> None:
+    """Connect by the route's interface, if it has one. OSError, TimeoutError."""
     sock.setblocking(False)
     if route.interface is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, route.interface.encode() + b"\0")

@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 512
 LOOPBACK: Final = "127.0.0.1"
-LOOPBACK_INTERFACE: Final = "lo"
 
 
 def listen(host: str, port: int, interface: str | None = None) -> list[socket.socket]:
@@ -65,8 +64,8 @@ class Listeners:
     """Listens on the ``asked`` addresses; where none are, on loopback and on every address that
     this machine has on a mesh, also on those that come later (:meth:`refresh`).
 
-    An address of a mesh is bound to its interface, and once more to loopback's, by which this
-    machine's own processes reach it.
+    An address of a mesh is bound to its interface. This machine's own processes reach it
+    nevertheless: the kernel counts their packets as coming in where the address is.
     """
 
     def __init__(self, asked: Sequence[Address], places: Callable[[], Sequence[Place]]) -> None:
@@ -74,7 +73,7 @@ class Listeners:
         self._places = places
         self._open: dict[_Spot, list[socket.socket]] = {}
         self._ports: dict[str, int] = {}
-        """What an address of a mesh was given where any port was asked for: the same on each interface."""
+        """What an address of a mesh was given where any port was asked for: the same when it comes back."""
 
     def open(self) -> list[socket.socket]:
         """Open what is there now. Blocks briefly. ConfigError where an address cannot be used."""
@@ -126,7 +125,6 @@ class Listeners:
             if place is None:
                 spots.append(_Spot(host, port))
                 continue
-            for interface in dict.fromkeys((place.interface, LOOPBACK_INTERFACE)):
-                with contextlib.suppress(OSError):  # it has gone since
-                    spots.append(_Spot(host, port, interface, socket.if_nametoindex(interface)))
+            with contextlib.suppress(OSError):  # it has gone since
+                spots.append(_Spot(host, port, place.interface, socket.if_nametoindex(place.interface)))
         return spots

@@ -106,7 +106,7 @@ class TlsWire:
 def failure(error: OSError, remote: str) -> TdxError:
     """What a failed read, write or handshake with ``remote`` means."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Forbidden(f"{remote} holds another key than the one that was paired: {error.verify_message}")
+        return Forbidden(f"{remote} shows a key that was not paired with this device: {error.verify_message}")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return ConnectionLost(f"connection to {remote} lost: {error.strerror or error}")
     reason = str(error.reason or error)

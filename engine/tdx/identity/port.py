@@ -88,7 +88,8 @@ class Mesh(Provider, Protocol):
         ...
 
     def own_names(self) -> Sequence[str]:
-        """What this machine is called on the mesh, in lower case, without a final dot."""
+        """What this machine is called on the mesh, in lower case, without a final dot; numeric
+        addresses too, where connections to them do not show them."""
         ...
 
     def peers(self) -> Sequence[KnownPeer]:

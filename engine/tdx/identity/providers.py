@@ -9,27 +9,23 @@ from tdx.identity.registry import Identities
 from tdx.identity.settings import IdentitySettings
 
 if TYPE_CHECKING:
-    from tdx.identity.port import Mesh, Provider
+    from tdx.identity.port import Mesh
 
 
 def identities_of(settings: IdentitySettings, uid: int) -> Identities:
-    """Everybody who can vouch here. tailscaled is asked first, since with userspace networking it
-    hands connections of remote nodes on over loopback; for its other addresses, and for
-    WireGuard's, the order does not matter."""
-    providers: list[Provider] = []
-    meshes: list[Mesh] = []
-    if settings.tailscale.enabled:
-        from tdx.identity.tailscale import TailscaleProvider
+    """Everybody who can vouch here.
 
-        tailscale = TailscaleProvider(settings.tailscale)
-        providers.append(tailscale)
-        meshes.append(tailscale)
-    providers.append(LocalProvider(uid))
+    tailscaled is asked before ``local``, since with userspace networking it hands connections
+    of remote nodes on over loopback; and after WireGuard, whose addresses may lie in the range
+    that tailnets use.
+    """
+    meshes: list[Mesh] = []
     if settings.wireguard:
         from tdx.identity.wireguard import WireguardProvider
 
-        for interface in settings.wireguard:
-            wireguard = WireguardProvider(interface)
-            providers.append(wireguard)
-            meshes.append(wireguard)
-    return Identities(providers, meshes)
+        meshes += [WireguardProvider(interface) for interface in settings.wireguard]
+    if settings.tailscale.enabled:
+        from tdx.identity.tailscale import TailscaleProvider
+
+        meshes.append(TailscaleProvider(settings.tailscale))
+    return Identities([*meshes, LocalProvider(uid)], meshes)

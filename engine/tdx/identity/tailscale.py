@@ -124,8 +124,11 @@ class TailscaleProvider:
         return [Place(host, tunnel) for host in status.own.addresses if pack(host) in held]
 
     def own_names(self) -> Sequence[str]:
+        """Names and, since with userspace networking no connection shows them, addresses."""
         status = self._status()
-        return () if status is None else status.own_names
+        if status is None:
+            return ()
+        return (*status.own_names, *(() if status.own is None else status.own.addresses))
 
     def peers(self) -> Sequence[KnownPeer]:
         """The other nodes; none on a machine without tailscaled's socket. IdentityUnavailable also

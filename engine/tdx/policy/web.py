@@ -11,12 +11,12 @@ def host_allowed(name: str, local_address: str, names: frozenset[str], machine: 
 
     Allowed are ``local_address`` (that of this connection), ``localhost`` where that is
     a loopback address, ``machine`` (this machine's name, with or without its domain),
-    and ``names``, all of them without regard to case and a final dot.
+    and ``names`` (addresses among them), all of them without regard to case and a final dot.
     """
     local = _address(local_address)
     asked = _address(name)
     if asked is not None:
-        return asked == local
+        return asked == local or asked in map(_address, names)
     machine = _plain(machine)
     allowed = {machine, machine.partition(".")[0], *map(_plain, names)} - {""}
     if local is not None and local.is_loopback:
