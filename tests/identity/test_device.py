@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from support.devices import make
+from support.together import together, with_a_start
 from tdx.errors import ConfigError
 from tdx.identity.device import Device, key_of, load_or_make, unfit, verify
 
@@ -76,23 +76,18 @@ def test_a_signature_holds_for_that_key_and_those_bytes_only(device: Device, tmp
 
 
 def test_many_processes_at_once_make_one_key(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from tdx.identity.device import load_or_make;"
-        "sys.stdin.read(1); print(load_or_make(Path(sys.argv[1]), 'x').key)"
-    )
+    # Each takes its time over the key, so that whoever does not wait for the others makes one more.
+    script = """
+import sys, time
+from pathlib import Path
+from tdx.identity import device
+make = device._make
+device._make = lambda name: (time.sleep(0.2), make(name))[1]
+print(device.load_or_make(Path(sys.argv[1]), "x").key)
+"""
     folder = tmp_path / "state" / "device"
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for _ in range(4)
-    ]
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write(b"!")
-        child.stdin.flush()
-    keys = {child.communicate(timeout=60)[0] for child in children}
-    assert keys == {load_or_make(folder, "x").key.encode() + b"\n"}
+    printed = together([sys.executable, "-c", with_a_start(script), str(folder)], 4)
+    assert printed == [load_or_make(folder, "x").key + "\n"] * 4
 
 
 def test_a_key_that_others_may_read_is_refused(device: Device) -> None:

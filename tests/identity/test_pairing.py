@@ -87,6 +87,16 @@ def test_it_does_not_matter_how_the_bytes_arrive(devices: tuple[Device, ...]) ->
     assert all(side.peer for side in sides)
 
 
+def test_what_comes_after_the_end_undoes_it(devices: tuple[Device, ...]) -> None:
+    joiner, listener = start(Role.JOINER, devices[0]), start(Role.LISTENER, devices[1])
+    Run(joiner, listener)
+    for side in (joiner, listener):
+        assert side.peer is not None
+        with pytest.raises(PairingFailed):
+            side.receive(b"\0\1\0")
+        assert side.peer is None
+
+
 def test_the_joiner_is_the_last_to_know(devices: tuple[Device, ...]) -> None:
     joiner, listener = start(Role.JOINER, devices[0]), start(Role.LISTENER, devices[1])
     known: list[tuple[bool, bool]] = []

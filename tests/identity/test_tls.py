@@ -118,6 +118,18 @@ def test_a_trusted_device_cannot_make_up_another(
     assert there.whois(minted.der) is None
 
 
+def test_of_what_an_authority_issued_only_what_is_trusted_gets_in(
+    there: TlsIdentities, tmp_path: Path
+) -> None:
+    authority = make("authority", ca=True)
+    issuer = authority.certificate.subject, authority.key
+    friend, stranger = (make(name, signed_by=issuer) for name in ("friend", "stranger"))
+    there.trust.add(friend.trusted("friend"))
+    assert meet(there.server_context(), context_with(friend.files(tmp_path / "friend"))).well
+    met = meet(there.server_context(), context_with(stranger.files(tmp_path / "stranger")))
+    assert isinstance(met.server, ssl.SSLCertVerificationError)
+
+
 def test_a_certificate_outside_its_validity_is_refused_though_trusted(
     there: TlsIdentities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
