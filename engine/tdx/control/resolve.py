@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tdx.config import DEFAULT_PORT
 from tdx.control.workers import Workers
@@ -17,6 +17,12 @@ from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
 from tdx.identity.trust import Trusted
 from tdx.model import Owner
+
+if TYPE_CHECKING:
+    from tdx.control.discovery import Announcement
+
+    Find = Callable[[str], Awaitable[Iterable[Announcement]]]
+    """Looks on the local network for the device of that key."""
 
 LOCALHOST: Final = "localhost"
 
@@ -70,7 +76,8 @@ class Route:
     In TLS with ``trusted`` where there is one, and in plain otherwise: then the address's own
     provider has to confirm who listens, and it has to be ``owner`` unless that is None.
     ``interface`` is the only one to connect by. ``authority`` is the value of Host.
-    ``silent`` is why a provider that might have known better did not say.
+    ``silent`` is why a provider that might have known better did not say. ``source`` says for people
+    who gave the address.
     """
 
     family: int
@@ -80,22 +87,29 @@ class Route:
     trusted: Trusted | None = None
     owner: Owner | None = None
     silent: IdentityUnavailable | None = None
+    source: str = ""
 
 
 class Resolver:
     """Knows where a peer may be. A paired device is found by its name or by one of its addresses,
-    and only ever spoken to in TLS; then come the members of meshes, then DNS."""
+    and only ever spoken to in TLS; then come the members of meshes, then DNS.
 
-    def __init__(self, identities: Identities, devices: TlsIdentities, workers: Workers) -> None:
+    ``find`` None: nobody is looked for on the local network.
+    """
+
+    def __init__(
+        self, identities: Identities, devices: TlsIdentities, workers: Workers, find: Find | None = None
+    ) -> None:
         self._identities = identities
         self._devices = devices
         self._workers = workers
+        self._find = find
 
     async def routes(self, peer: Peer) -> list[Route]:
         """Where to try, the best first. UnknownPeer, Unreachable, ConfigError."""
-        trusted = await self._workers.on_disk(self._paired, peer)
+        trusted = await self._workers.on_disk(self.paired, peer)
         if trusted is not None:
-            return await self._to_device(peer, trusted)
+            return await self.to_device(peer, trusted)
         known: KnownPeer | None = None
         silent: IdentityUnavailable | None = None
         if not peer.is_address and peer.host.lower() != LOCALHOST:
@@ -104,16 +118,37 @@ class Resolver:
             except IdentityUnavailable as error:
                 silent = error
         if known is not None:
-            return await self._to_member(peer, known)
+            return await self.to_member(peer, known)
         try:
-            found = await _look_up(peer, str(peer))
-        except UnknownPeer:
+            found = await _look_up(peer, str(peer), "as it was given" if peer.is_address else "the system")
+        except (UnknownPeer, Unreachable):
             if silent is not None:
                 raise silent from None
             raise
         return [replace(route, silent=silent) for route in await self._by_interface(found)]
 
-    def _paired(self, peer: Peer) -> Trusted | None:
+    async def announced(self, peer: Peer) -> list[Route]:
+        """Where else to try, once :meth:`routes` have led nowhere: where the local network says that
+        a paired device is now. Takes a while."""
+        if self._find is None:
+            return []
+        trusted = await self._workers.on_disk(self.paired, peer)
+        if trusted is None or trusted.name.lower() != peer.host.lower():
+            return []
+        return await self.to_announced(peer, trusted, await self._find(trusted.key))
+
+    async def to_announced(
+        self, peer: Peer, trusted: Trusted, announced: Iterable[Announcement]
+    ) -> list[Route]:
+        """The ways to a paired device that was announced; a port of ``peer`` itself is kept to."""
+        found: list[Route] = []
+        for each in announced:
+            if each.names(trusted.key) and peer.port in (None, each.port):
+                for address in each.addresses:
+                    found += await _look_up(Peer(address, each.port), str(peer), "the local network")
+        return [replace(route, trusted=trusted) for route in found]
+
+    def paired(self, peer: Peer) -> Trusted | None:
         """The trusted device of that name, or that is known to listen at that address."""
         for trusted in self._devices.trust.entries():
             if trusted.name.lower() == peer.host.lower():
@@ -125,7 +160,8 @@ class Resolver:
                     return trusted
         return None
 
-    async def _to_device(self, peer: Peer, trusted: Trusted) -> list[Route]:
+    async def to_device(self, peer: Peer, trusted: Trusted) -> list[Route]:
+        """The ways to a paired device, at its stored addresses. UnknownPeer, Unreachable."""
         named = trusted.name.lower() == peer.host.lower()
         places = [Peer.parse(address) for address in trusted.addresses] if named else [peer]
         if named and peer.port is not None:
@@ -134,19 +170,21 @@ class Resolver:
         failure: UnknownPeer | Unreachable | None = None
         for place in places or [peer]:
             try:
-                found += [replace(route, trusted=trusted) for route in await _look_up(place, str(peer))]
+                routes = await _look_up(place, str(peer), "the paired devices")
+                found += [replace(route, trusted=trusted) for route in routes]
             except (UnknownPeer, Unreachable) as error:
                 failure = error
         if not found and failure is not None:
             raise failure
         return found
 
-    async def _to_member(self, peer: Peer, known: KnownPeer) -> list[Route]:
+    async def to_member(self, peer: Peer, known: KnownPeer) -> list[Route]:
+        """The ways to a member of a mesh. Unreachable, IdentityUnavailable."""
         found: list[Route] = []
         for address in known.addresses:
             place = Peer(address, peer.port)
             # The receiver need not know what it is called here, but it knows its address.
-            found += await _look_up(place, str(place))
+            found += await _look_up(place, str(place), known.identity.provider)
         if not found:
             raise Unreachable(f"{peer.host} has no address of its own to connect to")
         return [replace(route, owner=known.identity.owner) for route in await self._by_interface(found)]
@@ -161,7 +199,7 @@ class Resolver:
         ]
 
 
-async def _look_up(peer: Peer, authority: str) -> list[Route]:
+async def _look_up(peer: Peer, authority: str, source: str) -> list[Route]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(peer.host, peer.port or DEFAULT_PORT, type=socket.SOCK_STREAM)
@@ -170,4 +208,4 @@ async def _look_up(peer: Peer, authority: str) -> list[Route]:
             raise Unreachable(f"cannot look up {peer.host} now: {error.strerror}") from None
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise UnknownPeer(f"no peer is called {peer.host}: {reason}") from None
-    return [Route(family, address, authority) for family, _, _, _, address in found]
+    return [Route(family, address, authority, source=source) for family, _, _, _, address in found]

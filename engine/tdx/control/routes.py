@@ -20,8 +20,8 @@ _UPLOAD_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 async def hello(receiver: Receiver, exchange: Exchange) -> Response:
-    """Who this is, what it takes, and who the caller is taken for."""
-    identity, limits = exchange.identity, receiver.limits
+    """Who this is, what it takes, who the caller is taken for and what that one may do."""
+    identity, grant, limits = exchange.identity, exchange.grant, receiver.limits
     return json_response(
         200,
         {
@@ -34,6 +34,13 @@ async def hello(receiver: Receiver, exchange: Exchange) -> Response:
                 "user": identity.user,
                 "node": identity.node,
                 "provider": identity.provider,
+            },
+            "grant": {
+                "rule": grant.rule,
+                "into": grant.into,
+                "conflict": sorted(grant.conflict),
+                "quota": grant.quota,
+                "max_file": grant.max_file,
             },
         },
     )

@@ -12,6 +12,7 @@ from typing import Self
 from tdx.config import state_directory
 from tdx.control.client import Client
 from tdx.control.dial import Dialer
+from tdx.control.discovery import find_device
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import FilePush, PushOptions
@@ -54,7 +55,9 @@ class Sender:
         self.metrics = metrics or Metrics(VERSION)
         self._workers = Workers(bodies=MOST_STREAMS)
         devices = TlsIdentities(options.state or state_directory(os.environ))
-        dialer = Dialer(peer, identities_of(options.identity, os.getuid()), devices, self._workers)
+        identities = identities_of(options.identity, os.getuid())
+        find = find_device if options.identity.discover else None
+        dialer = Dialer(peer, identities, devices, self._workers, find=find)
         policy = RetryPolicy(retries=options.retries)
         self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
         self._pace = Pace(options.limit_rate)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tdx.config import ServeConfig
+from tdx.control.discovery import announce
 from tdx.control.loop import loop_factory
 from tdx.control.receiver import Receiver
 from tdx.control.server import Server
@@ -96,7 +97,7 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
     _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
-    scraped = None
+    scraped = announcing = None
     server = Server(receiver)
     loop.add_signal_handler(signal.SIGHUP, lambda: _configure_again(receiver, hooks))
     try:
@@ -104,6 +105,8 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
             scraped = serve_metrics(receiver.metrics, *config.metrics)
         addresses = await server.start()
         hooks.ready(addresses, None if scraped is None else Endpoint(*scraped.address))
+        if config.announce:
+            announcing = asyncio.create_task(announce(receiver, addresses))
         waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.folder_gone)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -113,6 +116,9 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
             raise ConfigError(f"{config.folder} has been removed; make it again and restart the receiver")
         log.info("stopping: what is on its way can be resumed")
     finally:
+        if announcing is not None:
+            announcing.cancel()
+            await asyncio.wait([announcing])
         await server.stop()
         if scraped is not None:
             scraped.close()
