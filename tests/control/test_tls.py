@@ -14,6 +14,7 @@ from support.datakit import pattern
 from support.paired import introduce, trust
 from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, push, running
+from support.vouching import Vouching
 from support.wire import head
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
@@ -178,6 +179,32 @@ def test_a_device_whose_key_is_removed_while_it_sends_is_cut_off(
         receiver.is_quiet()
         assert receiver.visible() == {}
         assert any(record.name == "tdx.audit" for record in caplog.records)
+
+
+def test_a_connection_that_is_open_when_its_key_is_removed_serves_no_further_request(
+    receiver: RunningReceiver, sender: Path
+) -> None:
+    with secured(receiver, sender) as wire:
+        wire.sendall(head("GET", "/v1/hello"))
+        assert wire.recv(65536).startswith(b"HTTP/1.1 200 ")
+        TlsIdentities(receiver.state).trust.remove("laptop")
+        wire.sendall(head("GET", "/v1/hello"))
+        answer = wire.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"does not trust this device's key any more" in answer
+
+
+def test_many_strangers_leave_room_for_those_who_are_known(tmp_path: Path) -> None:
+    provider = Vouching(None)
+    with (
+        running(tmp_path, limits=Limits(max_strangers=1), providers=[provider]) as receiver,
+        receiver.connect(),
+    ):
+        wait_until(lambda: provider.asked, "the first stranger was looked at")
+        with receiver.connect() as second:
+            assert second.answer().status == 503
+        provider.owner = "local:1"
+        assert receiver.request("GET", "/v1/hello").status == 200
 
 
 class TestGarbage:

@@ -39,6 +39,23 @@ def test_connections_are_limited_by_owner() -> None:
     admission.identified(3, ANNA)
 
 
+def test_strangers_do_not_take_the_places_of_those_who_are_known() -> None:
+    admission = Admission(Limits(max_connections=4, max_strangers=1))
+    for connection in (1, 2, 3):
+        admission.connect(connection)
+    admission.unknown(1)
+    with pytest.raises(Busy, match="1 connections are open of which it is not known who calls"):
+        admission.unknown(2)
+    admission.leave(2)
+    admission.identified(3, ANNA)
+    admission.connect(4)
+    admission.identified(1, BERT)  # over TLS, with its first request
+    admission.unknown(4)
+    admission.leave(4)
+    admission.connect(5)
+    admission.unknown(5)
+
+
 def test_being_identified_again_counts_once() -> None:
     admission = Admission(Limits(max_connections_per_owner=1))
     admission.connect(1)
@@ -68,18 +85,22 @@ def test_limits_are_frozen() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("cil"), st.integers(0, 6), st.sampled_from([ANNA, BERT])), max_size=60)
+    st.lists(
+        st.tuples(st.sampled_from("cuil"), st.integers(0, 6), st.sampled_from([ANNA, BERT])), max_size=60
+    )
 )
 def test_no_limit_is_ever_exceeded_and_everything_is_given_back(
     steps: list[tuple[str, int, Owner]],
 ) -> None:
-    admission = Admission(Limits(max_connections=4, max_connections_per_owner=2))
+    admission = Admission(Limits(max_connections=4, max_connections_per_owner=2, max_strangers=1))
     connected: dict[int, Owner | None] = {}
     for action, connection, owner in steps:
         try:
             if action == "c" and connection not in connected:
                 admission.connect(connection)
                 connected[connection] = None
+            elif action == "u" and connected.get(connection, owner) is None:
+                admission.unknown(connection)
             elif action == "i" and connection in connected:
                 admission.identified(connection, owner)
                 connected[connection] = owner
@@ -95,3 +116,5 @@ def test_no_limit_is_ever_exceeded_and_everything_is_given_back(
     for connection in range(2):
         admission.connect(connection)
         admission.identified(connection, ANNA)
+    admission.connect(2)
+    admission.unknown(2)

@@ -15,6 +15,7 @@ from tdx.control.wire import TLS_HANDSHAKE, PlainWire, TlsWire, failure, first_b
 from tdx.errors import Forbidden, Stalled, TdxError
 from tdx.identity.local import NAME as LOCAL
 from tdx.model import Identity, shown
+from tdx.policy.rules import Grant
 
 T = TypeVar("T")
 
@@ -33,15 +34,16 @@ class Callers:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
 
-    async def welcome(self, sock: socket.socket) -> Connection:
+    async def welcome(self, sock: socket.socket, patience: float) -> Connection:
         """A connection, in TLS where its first byte begins a handshake, which is then done.
+        That byte may take ``patience`` seconds.
 
         Forbidden for a device that was not paired, TlsFailed, ConnectionLost, Stalled; the
         socket is then closed.
         """
         receiver = self._receiver
         try:
-            async with asyncio.timeout(receiver.limits.idle_timeout):
+            async with asyncio.timeout(patience):
                 first = await first_byte(sock)
         except TimeoutError:
             sock.close()
@@ -91,10 +93,19 @@ class Callers:
         """
         receiver = self._receiver
         if connection.tls is not None:
-            return await receiver.workers.on_disk(receiver.devices.whois, connection.tls.certificate)
+            return await receiver.workers.asked(receiver.devices.whois, connection.tls.certificate)
         if known is not None and known.provider == LOCAL:
             return known
-        return await receiver.workers.on_disk(receiver.identities.identify, connection.link)
+        return await receiver.workers.asked(receiver.identities.identify, connection.link)
+
+    def permit(self, connection: Connection, identity: Identity | None) -> Grant:
+        """What the policy lets the caller do. Forbidden names the rule that refuses."""
+        if identity is None and connection.tls is not None:
+            raise Forbidden(
+                "rule `identified`: the receiver does not trust this device's key any more; "
+                "introduce the two with `tdx pair`"
+            )
+        return self._receiver.policy.decide(identity)
 
     async def watched(self, exchange: Exchange, work: Awaitable[T]) -> T:
         """Await ``work`` for the request of an identified caller, and cut its body off when
@@ -120,7 +131,7 @@ class Callers:
         while True:
             try:
                 now = await self.identify(connection, caller)
-                self._receiver.policy.decide(now)
+                self.permit(connection, now)
                 if now is None or now.owner != caller.owner:
                     raise Forbidden(f"the caller is no longer {caller}")
             except TdxError as error:

@@ -111,7 +111,7 @@ class Dialer:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await wire.handshake()
-            identity = await self._workers.on_disk(self._devices.whois, wire.certificate)
+            identity = await self._workers.asked(self._devices.whois, wire.certificate)
             if identity is None or identity.node != trusted.name:
                 raise Forbidden(f"{peer} shows the key of another device; nothing was sent")
             return Connection(wire, self._workers.bodies, route.authority)
@@ -160,7 +160,7 @@ class Dialer:
             raise Forbidden(f"{destination.host} is {identity}, not {self.peer.host}; nothing was sent")
 
     async def _who(self, route: Route) -> Identity | None:
-        return await self._workers.on_disk(self._identities.confirm, endpoint_of(route.address))
+        return await self._workers.asked(self._identities.confirm, endpoint_of(route.address))
 
 
 async def connect(sock: socket.socket, route: Route) -> None:

@@ -79,7 +79,7 @@ class Server:
         for receipt in await self._receiver.workers.on_disk(self._receiver.store.recover):
             log.info("finished publishing %s after an interruption", receipt.path)
         await self._receiver.sessions.discard_orphans()
-        listeners = await self._receiver.workers.on_disk(self._listeners.open)
+        listeners = await self._receiver.workers.asked(self._listeners.open)
         await self._learn_names()
         self._accept_on(listeners)
         self._housekeeper = asyncio.create_task(self._keep_house())
@@ -126,7 +126,7 @@ class Server:
 
     async def _follow_meshes(self) -> None:
         """Listen on addresses that have come up since, and no more on those that went."""
-        opened, gone = await self._receiver.workers.on_disk(self._listeners.refresh)
+        opened, gone = await self._receiver.workers.asked(self._listeners.refresh)
         for listener in gone:
             acceptor = self._acceptors.pop(listener)
             acceptor.cancel()
@@ -138,7 +138,7 @@ class Server:
         await self._learn_names()
 
     async def _learn_names(self) -> None:
-        self._receiver.names = await self._receiver.workers.on_disk(self._receiver.identities.names)
+        self._receiver.names = await self._receiver.workers.asked(self._receiver.identities.names)
 
     # --- connections ---------------------------------------------------------
 
@@ -188,10 +188,14 @@ class Server:
         try:
             receiver.admission.connect(number)
             # At once: whoever closes its side early can be told from nobody only until then.
-            identity = await receiver.workers.on_disk(receiver.identities.identify, connection.link)
+            identity = await receiver.workers.asked(receiver.identities.identify, connection.link)
             caller = Caller(number, identity)
             self._count_in(caller)
-            connection = await self._callers.welcome(sock)
+            if identity is None:
+                receiver.admission.unknown(number)
+            limits = receiver.limits
+            patience = limits.head_timeout if identity is None else limits.idle_timeout
+            connection = await self._callers.welcome(sock, patience)
             while await self._exchange(connection, caller):
                 pass
         except Busy as error:
@@ -255,7 +259,7 @@ class Server:
         """Who it is, and that no web page made them do it, before anything else. A page has no
         device key, so over TLS a receiver may be called by whatever name its peer gave it."""
         receiver, head, link = self._receiver, exchange.head, exchange.connection.link
-        exchange.grant = receiver.policy.decide(exchange.caller)
+        exchange.grant = self._callers.permit(exchange.connection, exchange.caller)
         get = head.headers.get
         if not web.origin_allowed(get("origin"), get("referer"), receiver.config.allowed_origins):
             raise Forbidden("requests from web pages are refused; see allowed_origins in the configuration")

@@ -36,16 +36,22 @@ async def run_joined(executor: Executor, work: Callable[[], T], wake: Callable[[
 class Workers:
     """``bodies`` is as large as the most bodies that may move at once, so that a lent
     socket never waits for a thread; the other pools may queue. Long work has its own, so
-    that commits on a slow disk do not keep the next caller from being let in."""
+    that commits on a slow disk do not keep the next caller from being let in; and so has
+    asking who is who, which may wait for a service that hangs."""
 
-    def __init__(self, bodies: int, disk: int = 8, long: int = 8) -> None:
+    def __init__(self, bodies: int, disk: int = 8, long: int = 8, asking: int = 8) -> None:
         self.bodies = ThreadPoolExecutor(bodies, thread_name_prefix="tdx-body")
         self._disk = ThreadPoolExecutor(disk, thread_name_prefix="tdx-disk")
         self._long = ThreadPoolExecutor(long, thread_name_prefix="tdx-long")
+        self._asking = ThreadPoolExecutor(asking, thread_name_prefix="tdx-ask")
 
     async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run short blocking work: store calls and lookups."""
+        """Run short blocking work: store calls, small files."""
         return await run_joined(self._disk, lambda: work(*args, **kwargs), _just_wait)
+
+    async def asked(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a question to an identity provider, which bounds it to a few seconds."""
+        return await run_joined(self._asking, lambda: work(*args, **kwargs), _just_wait)
 
     async def at_length(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work that may take as long as reading or syncing a whole file."""
@@ -56,7 +62,7 @@ class Workers:
         return await run_joined(self._long, work, wake)
 
     def close(self) -> None:
-        for pool in (self.bodies, self._disk, self._long):
+        for pool in (self.bodies, self._disk, self._long, self._asking):
             pool.shutdown(wait=True, cancel_futures=True)
 
 
