@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -336,3 +337,23 @@ def test_a_whole_file_that_is_there_needs_no_quota(tmp_path: Path) -> None:
         assert receiver.request("PUT", "/files/f", b"1234", digest).status == 201
         assert receiver.request("PUT", "/files/f", b"1234", digest).document["outcome"] == "identical"
         assert receiver.request("PUT", "/files/f", b"5678").status == 507
+
+
+def test_many_at_once_do_not_exceed_a_quota_and_can_fill_it(tmp_path: Path) -> None:
+    with granting(tmp_path, rule(quota=1000)) as receiver:
+
+        def put(number: int) -> int:
+            if number % 2:
+                with receiver.connect() as wire:
+                    wire.send(head("PUT", f"/files/f{number}", {"Transfer-Encoding": "chunked"}))
+                    return wire.send(chunked([b"x" * 70, b"x" * 30])).answer().status
+            return receiver.request("PUT", f"/files/f{number}", b"x" * 100).status
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(put, range(24)))
+        assert set(answers) <= {201, 507}
+        assert sum(map(len, receiver.visible().values())) == 100 * answers.count(201) <= 1000
+        for number in range(100, 110):
+            put(number)
+        assert sum(map(len, receiver.visible().values())) == 1000
+        assert receiver.staged() == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import pytest
@@ -857,6 +858,10 @@ class StoreConformance:
         harness.put("disk.img", content(100))
         assert harness.store.used(ME) == 0
 
+    def test_what_came_of_an_upload_apart_is_apart(self, harness: Harness) -> None:
+        receipt = push(harness.store, content(100))
+        assert harness.store.used(ME, {receipt.upload}) == 0
+
     def test_a_file_counts_for_whoever_published_it_last(self, harness: Harness) -> None:
         data = content(100)
         push(harness.store, data)
@@ -902,6 +907,16 @@ class StoreConformance:
         assert [each.upload for each in harness.store.partials()] == [upload.id]
 
     # --- many at once ------------------------------------------------------------------------------
+
+    def test_threads_that_look_at_once_all_see_every_upload(self, harness: Harness) -> None:
+        store = harness.store
+        uploads = {store.create(spec(f"f{number}", EXTENT)).id for number in range(30)}
+
+        def look(_: int) -> bool:
+            return {each.upload for each in store.partials()} == uploads and store.used(ME) == 30 * EXTENT
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(look, range(100)))
 
     def test_writers_markers_and_invalidations_at_once_end_in_the_right_file(self, harness: Harness) -> None:
         extents = 48

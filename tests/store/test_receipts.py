@@ -46,18 +46,20 @@ def test_who_published_a_file_outlives_the_receipt(tmp_path: Path) -> None:
     receipts = Receipts(tmp_path, "store")
     receipts.put(receipt(1), lifetime=10)
     receipts.expire(1e12)
-    assert receipts.files(ME) == receipts.files() == [(FileName(receipt(1).path), 2**40)]
+    assert receipts.files(ME) == receipts.files() == [(receipt(1).path, 2**40, receipt(1).upload)]
     assert receipts.files(Owner("local:1001")) == []
     receipts.close()
 
 
-def test_a_file_that_was_published_anew_with_another_size_is_not_forgotten(tmp_path: Path) -> None:
+def test_a_file_that_was_published_anew_is_not_forgotten(tmp_path: Path) -> None:
     receipts = Receipts(tmp_path, "store")
-    one, two = receipt(1), receipt(2)
-    receipts.put(one, lifetime=10)
-    receipts.put(two, lifetime=10)
-    receipts.forget_files([(FileName(one.path), one.size), (FileName(two.path), two.size - 1)])
-    assert receipts.files() == [(FileName(two.path), two.size)]
+    for number in (1, 2):
+        receipts.put(receipt(number), lifetime=10)
+    found = receipts.files()
+    again = dataclasses.replace(receipt(3), path=receipt(1).path, size=5)
+    receipts.put(again, lifetime=10)
+    receipts.forget_files(found)
+    assert receipts.files() == [(again.path, 5, again.upload)]
     receipts.close()
 
 

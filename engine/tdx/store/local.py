@@ -71,6 +71,7 @@ class LocalStore:
         self._exclusive = exclusive
         self._clock = clock
         self._lock = threading.Lock()
+        self._listing = threading.Lock()
         self._running: dict[UploadId, LocalUpload] = {}
         self._promised: dict[UploadId, int] = {}
         with contextlib.ExitStack() as undo:
@@ -231,22 +232,29 @@ class LocalStore:
         return sum(partial.staged_bytes for partial in self.partials())
 
     def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
-        staged = sum(
-            self._counted(partial)
-            for partial in self.partials()
-            if partial.spec.owner == owner and partial.upload not in apart
-        )
-        # Looked at last: what is published meanwhile may count twice, but not be missed.
-        there, _ = still_there(self._tree, self._receipts.files(owner))
-        return staged + sum(size for _, size in there)
+        staged = {upload: self._counted(upload, owner) for upload in self._upload_ids()}
+        # Looked at last, so that what is published meanwhile is not missed, nor counted twice.
+        counted = {*apart, *(upload for upload, size in staged.items() if size is not None)}
+        published = [each for each in self._receipts.files(owner) if each.upload not in counted]
+        there, _ = still_there(self._tree, published)
+        sizes = [size for upload, size in staged.items() if size is not None and upload not in apart]
+        return sum(sizes) + sum(each.size for each in there)
 
-    def _counted(self, partial: Partial) -> int:
-        if partial.spec.length is not None:
-            return partial.spec.length
+    def _counted(self, upload: UploadId, owner: Owner) -> int | None:
+        """What an upload counts, also while it is being published and its data has left the
+        folder; None where it is another owner's, or gone."""
+        system = self._system
         try:
-            return self._system.stat(f"{partial.upload}/{DATA}", dir_fd=self._uploads).st_size
+            fd = system.open(upload, DIRECTORY, dir_fd=self._uploads)
+            try:
+                spec = read_meta(system, fd)
+                if spec is None or spec.owner != owner:
+                    return None
+                return system.stat(DATA, dir_fd=fd).st_size if spec.length is None else spec.length
+            finally:
+                system.close(fd)
         except FileNotFoundError:
-            return 0
+            return None
         except OSError as error:
             raise failure("an upload cannot be looked at", error) from error
 
@@ -270,7 +278,9 @@ class LocalStore:
 
     def _upload_ids(self) -> list[UploadId]:
         try:
-            names = self._system.listdir(self._uploads)
+            # Threads that list through one descriptor at once share their place in it, and miss entries.
+            with self._listing:
+                names = self._system.listdir(self._uploads)
         except OSError as error:
             raise failure("the uploads cannot be listed", error) from error
         return [UploadId(name) for name in sorted(names) if is_upload_id(name)]

@@ -360,13 +360,18 @@ class MemoryStore:
 
     def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
         with self._lock:
-            staged = [
-                each
-                for upload, each in self._staged.items()
-                if each.spec.owner == owner and upload not in apart
+            staged = {upload: each for upload, each in self._staged.items() if each.spec.owner == owner}
+            counted = {*apart, *staged}
+            there = [
+                each.size
+                for each in self._still_there().values()
+                if each.owner == owner and each.upload not in counted
             ]
-            there = [each.size for each in self._still_there().values() if each.owner == owner]
-            lengths = [len(each.data) if each.spec.length is None else each.spec.length for each in staged]
+            lengths = [
+                len(each.data) if each.spec.length is None else each.spec.length
+                for upload, each in staged.items()
+                if upload not in apart
+            ]
         return sum(lengths) + sum(there)
 
     def recover(self) -> list[Receipt]:

@@ -225,7 +225,7 @@ class Store(Protocol):
         """The bytes that count towards this owner's quota: the lengths of its partials but those
         ``apart``, holes included (while one is unknown, how far it has been written), and the sizes
         of the files that it was the last to publish under their paths and that are still there with
-        that size. Reads every one's size."""
+        that size, but those that came of uploads ``apart``. Looks at every file of this owner."""
         ...
 
     def is_present(self) -> bool:

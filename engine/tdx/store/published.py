@@ -6,24 +6,23 @@ import stat
 from collections.abc import Iterable
 
 from tdx.errors import TdxError
-from tdx.model import FileName
 from tdx.store.paths import Tree
-
-Sized = tuple[FileName, int]
-"""A path and the size of the file that was published there."""
+from tdx.store.receipts import PublishedFile
 
 
-def still_there(tree: Tree, published: Iterable[Sized]) -> tuple[list[Sized], list[Sized]]:
+def still_there(
+    tree: Tree, published: Iterable[PublishedFile]
+) -> tuple[list[PublishedFile], list[PublishedFile]]:
     """Those that still are a file of that size, and those that are not. What cannot be looked at
     counts as there."""
-    there: list[Sized] = []
-    gone: list[Sized] = []
-    for path, size in published:
+    there: list[PublishedFile] = []
+    gone: list[PublishedFile] = []
+    for each in published:
         try:
-            found = tree.look(path)
+            found = tree.look(each.path)
         except TdxError:
-            there.append((path, size))
+            there.append(each)
             continue
-        same = found is not None and stat.S_ISREG(found.st_mode) and found.st_size == size
-        (there if same else gone).append((path, size))
+        same = found is not None and stat.S_ISREG(found.st_mode) and found.st_size == each.size
+        (there if same else gone).append(each)
     return there, gone

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
@@ -47,13 +47,14 @@ CREATE TABLE IF NOT EXISTS files (
     path TEXT NOT NULL,
     owner TEXT NOT NULL,
     size INTEGER NOT NULL,
+    upload TEXT NOT NULL,
     PRIMARY KEY (store, path)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS files_by_owner ON files (store, owner);
 CREATE TRIGGER IF NOT EXISTS files_are_published AFTER INSERT ON receipts WHEN NEW.outcome = 'published'
 BEGIN
     DELETE FROM files WHERE store = NEW.store AND path = NEW.path;
-    INSERT INTO files VALUES (NEW.store, NEW.path, NEW.owner, NEW.size);
+    INSERT INTO files VALUES (NEW.store, NEW.path, NEW.owner, NEW.size, NEW.upload);
 END;
 """
 
@@ -67,6 +68,14 @@ _BY_KEY: Final = _SELECT + "owner = ? AND key = ? ORDER BY published_at DESC LIM
 _PATHS: Final = """
 SELECT path FROM receipts WHERE store = ? AND owner = ? AND name = ? AND size = ?
 GROUP BY path ORDER BY max(published_at) DESC LIMIT ?"""
+
+
+class PublishedFile(NamedTuple):
+    """Who was the last to publish a path made it this size, with that upload."""
+
+    path: FileName
+    size: int
+    upload: UploadId
 
 
 class Receipts:
@@ -125,22 +134,24 @@ class Receipts:
             cursor.execute(_PATHS, (self._store, owner, name, size, limit))
             return [str(path) for (path,) in cursor.fetchall()]
 
-    def files(self, owner: Owner | None = None) -> list[tuple[FileName, int]]:
-        """Path and size of what was published here, of one owner or of all: what it was when its
-        last receipt was made."""
-        query, values = "SELECT path, size FROM files WHERE store = ?", [self._store]
+    def files(self, owner: Owner | None = None) -> list[PublishedFile]:
+        """What was published here, of one owner or of all; one for each path."""
+        query, values = "SELECT path, size, upload FROM files WHERE store = ?", [self._store]
         if owner is not None:
             query, values = query + " AND owner = ?", [*values, owner]
         with self._cursor() as cursor:
             cursor.execute(query, values)
-            return [(FileName(path), int(size)) for path, size in cursor.fetchall()]
+            return [
+                PublishedFile(FileName(path), int(size), UploadId(upload))
+                for path, size, upload in cursor.fetchall()
+            ]
 
-    def forget_files(self, gone: Sequence[tuple[FileName, int]]) -> None:
-        """Drop these of :meth:`files`, unless they were published anew with another size meanwhile."""
-        rows = [(self._store, path, size) for path, size in gone]
+    def forget_files(self, gone: Sequence[PublishedFile]) -> None:
+        """Drop these of :meth:`files`, unless their paths were published anew meanwhile."""
+        rows = [(self._store, each.path, each.upload) for each in gone]
         with self._cursor() as cursor, self._database:  # the latter ends the transaction, either way
             cursor.execute("BEGIN IMMEDIATE")
-            cursor.executemany("DELETE FROM files WHERE store = ? AND path = ? AND size = ?", rows)
+            cursor.executemany("DELETE FROM files WHERE store = ? AND path = ? AND upload = ?", rows)
 
     def expire(self, now: float) -> None:
         with self._cursor() as cursor:
