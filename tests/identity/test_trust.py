@@ -237,7 +237,6 @@ def test_a_damaged_file_is_named_and_trusts_nobody(store: TrustStore, content: b
         {"added": "today"},
         {"added": True},
     ],
-    ids=str,
 )
 def test_an_entry_that_was_never_written_like_that_is_damage(
     store: TrustStore, change: dict[str, object]
