@@ -41,7 +41,11 @@ def test_what_was_added_is_there_for_others_too(store: TrustStore) -> None:
     assert [path.name for path in store.path.parent.iterdir()] == ["trust.json"]
 
 
-@pytest.mark.parametrize("word", ["two", "TWO", TWO.key, TWO.key.upper(), f"tls:{TWO.key}"])
+@pytest.mark.parametrize(
+    "word",
+    ["two", "TWO", TWO.key, TWO.key.upper(), f"tls:{TWO.key}"],
+    ids=["name", "name in capitals", "key", "key in capitals", "owner"],
+)
 def test_a_device_goes_by_its_name_and_its_key(store: TrustStore, word: str) -> None:
     store.add(ONE)
     store.add(TWO)
