@@ -155,6 +155,30 @@ def test_curl_with_the_key_of_a_device_pushes_to_the_same_port(
     assert nas.has_received(source)
 
 
+def test_what_is_logged_has_no_code_no_key_and_no_content(nas: Nas, laptop: Laptop, area: Path) -> None:
+    waits = nas.run("pair", "--listen", f"{THERE}:0", "--name", "nas")
+    wait_until(lambda: "waiting" in waits.stdout or not waits.running, "it waits")
+    *_, where, code = waits.stdout.splitlines()[0].split()
+    pairs = laptop.run("pair", where, code)
+    assert (pairs.wait(), waits.wait()) == (0, 0), pairs.log() + waits.log()
+    source = area / EXPOSED
+    source.write_text("what nobody else may know\n" * 1000)
+    push = laptop.run("push", source, "nas")
+    assert push.wait() == 0, push.log()
+    refused = laptop.curl("-T", source, f"http://{THERE}:{PORT}/files/{EXPOSED}")
+    assert refused.status == 403
+    keys = [TlsIdentities(state).device.key_file.read_text() for state in (nas.state, laptop.state)]
+    logged = nas.log + waits.stderr + pairs.stderr + push.stderr
+    assert EXPOSED in logged
+    for secret in (
+        code,
+        code.replace("-", ""),
+        "nobody else may know",
+        *(key.splitlines()[1] for key in keys),
+    ):
+        assert secret not in logged
+
+
 # --- somebody in between -------------------------------------------------------
 
 
