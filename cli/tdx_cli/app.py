@@ -9,7 +9,21 @@ import click
 
 from tdx.version import VERSION
 
-COMMANDS: Final = ("demo", "gc", "hash", "id", "pair", "policy", "push", "serve", "trust", "verify")
+COMMANDS: Final = (
+    "demo",
+    "doctor",
+    "gc",
+    "hash",
+    "id",
+    "pair",
+    "peers",
+    "policy",
+    "push",
+    "serve",
+    "trust",
+    "verify",
+    "whois",
+)
 """Each lives in the module of its name, and is called ``command`` there."""
 
 

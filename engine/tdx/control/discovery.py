@@ -237,7 +237,7 @@ async def _speak(key: str, presence: Presence) -> AsyncZeroconf | None:
                 server=f"tdx-{name}.local.",
                 parsed_addresses=list(addresses),
             )
-            await (await speaking.async_register_service(info))
+            await (await speaking.async_register_service(info))  # pyright: ignore[reportUnknownMemberType]
             log.info(
                 "announced on the local network: %s", ", ".join(Announcement(key, addresses, port).places)
             )

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 LOCALHOST: Final = "localhost"
 
+AS_GIVEN: Final = "as it was given"
+BY_SYSTEM: Final = "the system"
+BY_PAIRING: Final = "the paired devices"
+BY_NETWORK: Final = "the local network"
+"""Sources of addresses, beside the names of providers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -120,7 +126,7 @@ class Resolver:
         if known is not None:
             return await self.to_member(peer, known)
         try:
-            found = await _look_up(peer, str(peer), "as it was given" if peer.is_address else "the system")
+            found = await _look_up(peer, str(peer), AS_GIVEN if peer.is_address else BY_SYSTEM)
         except (UnknownPeer, Unreachable):
             if silent is not None:
                 raise silent from None
@@ -145,7 +151,7 @@ class Resolver:
         for each in announced:
             if each.names(trusted.key) and peer.port in (None, each.port):
                 for address in each.addresses:
-                    found += await _look_up(Peer(address, each.port), str(peer), "the local network")
+                    found += await _look_up(Peer(address, each.port), str(peer), BY_NETWORK)
         return [replace(route, trusted=trusted) for route in found]
 
     def paired(self, peer: Peer) -> Trusted | None:
@@ -170,7 +176,7 @@ class Resolver:
         failure: UnknownPeer | Unreachable | None = None
         for place in places or [peer]:
             try:
-                routes = await _look_up(place, str(peer), "the paired devices")
+                routes = await _look_up(place, str(peer), BY_PAIRING)
                 found += [replace(route, trusted=trusted) for route in routes]
             except (UnknownPeer, Unreachable) as error:
                 failure = error

@@ -1,0 +1,117 @@
+"""``tdx doctor``: what stands between this machine and a peer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tdx.model import shown
+from tdx_cli.text import say, size_of
+from tdx_cli.values import SIZE
+
+if TYPE_CHECKING:
+    from tdx.control.doctor import Doctor, Step
+
+
+@click.command("doctor", short_help="Find out what keeps a peer from being reached, or slow.")
+@click.argument("peer", metavar="PEER")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option(
+    "--size",
+    type=SIZE,
+    metavar="SIZE",
+    default=64 << 20,
+    show_default="64M",
+    help="How much to send to measure; nothing of it is kept.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A TOML file that says how peers are known.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where this device's key and the trusted devices are kept.",
+)
+def command(peer: str, as_json: bool, size: int, config: Path | None, state: Path | None) -> int:
+    """Look at every step of a push to PEER: its name, its addresses, who it is, the way there, what
+    it lets this machine do, its space and clock, and how fast bytes arrive and what holds them up.
+
+    Exits with 0 if all is well, else with the code of the first thing that is not.
+    """
+    import asyncio
+    import os
+
+    from tdx.config import load_identity, state_directory
+    from tdx.control.doctor import Doctor
+    from tdx.control.resolve import Peer
+
+    steps: list[Step] = []
+
+    def report(step: Step) -> None:
+        steps.append(step)
+        say(_json(step) if as_json else _line(step))
+
+    async def examine() -> int:
+        doctor = Doctor(Peer.parse(peer), settings, kept, size, report, size_of)
+        return await _until_stopped(doctor)
+
+    settings, kept = load_identity(config, os.environ), state or state_directory(os.environ)
+    code = asyncio.run(examine())
+    if as_json:
+        first = next((step.name for step in steps if step.exit_code), None)
+        summary = {"event": "summary", "peer": peer, "failed": first, "exit_code": code}
+        say(json.dumps(summary, separators=(",", ":")))
+    return code
+
+
+async def _until_stopped(doctor: Doctor) -> int:
+    """Run it; the first signal makes it take back what it has sent, the second ends the process."""
+    import asyncio
+    import os
+    import signal
+
+    from tdx.errors import Interrupted
+    from tdx_cli.main import INTERRUPTED
+
+    loop, stopped = asyncio.get_running_loop(), False
+    running = asyncio.create_task(doctor.run())
+
+    def on_signal(*_: object) -> None:
+        nonlocal stopped
+        if stopped:
+            os._exit(INTERRUPTED)
+        stopped = True
+        loop.call_soon_threadsafe(running.cancel)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not the loop's own handlers: those leave moments in which a signal kills outright.
+        signal.signal(number, on_signal)
+    await asyncio.wait([running])
+    if running.cancelled():
+        raise Interrupted("interrupted")
+    return running.result()
+
+
+def _line(step: Step) -> str:
+    text = f"{step.text}; {step.advice}" if step.advice else step.text
+    return f"{step.state:6}  {step.name:10}  {shown(text)}"
+
+
+def _json(step: Step) -> str:
+    document = {
+        "event": "step",
+        "step": step.name,
+        "state": step.state,
+        "text": step.text,
+        "advice": step.advice or None,
+        "exit_code": step.exit_code,
+        **step.facts,
+    }
+    return json.dumps(document, separators=(",", ":"))

@@ -1,0 +1,98 @@
+"""``tdx whois``: who is at an address, or goes by a name."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tdx.model import shown
+from tdx_cli.text import say
+
+if TYPE_CHECKING:
+    from tdx.control.whois import Known
+    from tdx.model import Identity
+
+
+@click.command("whois", short_help="Say who is at an address.")
+@click.argument("address", metavar="ADDR")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A TOML file that says how peers are known.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where the trusted devices are kept.",
+)
+def command(address: str, as_json: bool, config: Path | None, state: Path | None) -> None:
+    """Say whom this machine takes ADDR for: an IP address, IP:PORT or [IPV6]:PORT of a connection or a
+    listener on this machine, or the name of a paired device or of a mesh's member.
+
+    Exits with 68 where nobody can tell. What a receiver here lets them do, `tdx policy check` says.
+    """
+    import os
+
+    from tdx.config import load_identity, state_directory
+    from tdx.control.whois import whois
+
+    settings = load_identity(config, os.environ)
+    found = whois(address, settings, state or state_directory(os.environ))
+    for number, each in enumerate(found):
+        if as_json:
+            say(json.dumps(_document(each), separators=(",", ":")))
+            continue
+        if number:
+            say("")
+        for label, text in _lines(each):
+            say(f"{label:12}  {shown(text)}")
+
+
+def _lines(known: Known) -> list[tuple[str, str]]:
+    identity = known.identity
+    return [
+        ("provider", identity.provider),
+        ("user", identity.user or "-"),
+        ("node", identity.node),
+        ("tags", ", ".join(identity.tags) or "-"),
+        ("capabilities", ", ".join(identity.capabilities) or "-"),
+        ("owner", identity.owner),
+        ("own", "yes" if identity.own else "no"),
+        ("because", known.basis),
+        ("allowed", f"see: {_check(identity)}"),
+    ]
+
+
+def _check(identity: Identity) -> str:
+    """The command that explains what a receiver here would let them do: what it knows of a node of
+    a tailnet, it has to be told."""
+    words = ["tdx", "policy", "check", str(identity.owner)]
+    if identity.provider == "tailscale":
+        words += ["--user", identity.user] if identity.user else []
+        words += ["--node", identity.node]
+        words += [word for tag in identity.tags for word in ("--tag", tag)]
+        words += [word for each in identity.capabilities for word in ("--capability", each)]
+        words += ["--own"] if identity.own else []
+    return shlex.join(words)
+
+
+def _document(known: Known) -> dict[str, object]:
+    identity = known.identity
+    return {
+        "event": "identity",
+        "provider": identity.provider,
+        "user": identity.user,
+        "node": identity.node,
+        "tags": identity.tags,
+        "capabilities": identity.capabilities,
+        "owner": identity.owner,
+        "own": identity.own,
+        "because": known.basis,
+    }
