@@ -1,4 +1,4 @@
-"""docs/security.md is held to the code: every claim has a test that exists, and its names are the real ones."""
+"""docs/security.md is held to the code: every claim has a test, and the names in it are the real ones."""
 
 from __future__ import annotations
 
