@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final, TypeVar
 
-from tdx.control.wire import TlsWire, Wire, failure
+from tdx.control.wire import TlsWire, Wire, broken
 from tdx.control.workers import run_joined
 from tdx.data import sockets
 from tdx.data.port import Cancel
@@ -134,7 +134,7 @@ class Connection:
         except TimeoutError:
             raise Stalled(f"{self.link.remote.host} sent nothing in time") from None
         except OSError as error:
-            raise failure(error, self.link.remote.host) from None
+            raise broken(error, self.link.remote.host) from None
         self._buffer += data
         return bool(data)
 
@@ -146,7 +146,7 @@ class Connection:
         except TimeoutError:
             raise Stalled(f"{self.link.remote.host} does not read") from None
         except OSError as error:
-            raise failure(error, self.link.remote.host) from None
+            raise broken(error, self.link.remote.host) from None
 
     # --- bodies of files, in worker threads ----------------------------------
 

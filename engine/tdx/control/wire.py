@@ -18,6 +18,7 @@ TLS_HANDSHAKE: Final = 0x16
 """First byte of a TLS connection: the content type of a handshake record (RFC 8446 section 5.1)."""
 
 _RECORD: Final = 16384
+_DAMAGED: Final = ("DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "SSLV3_ALERT_BAD_RECORD_MAC")
 
 T = TypeVar("T")
 
@@ -115,6 +116,14 @@ def failure(error: OSError, remote: str) -> TdxError:
     if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")):
         return Forbidden(f"{remote} does not know this device's key; introduce the two with `tdx pair`")
     return TlsFailed(f"TLS with {remote} failed: {reason.lower().replace('_', ' ')}")
+
+
+def broken(error: OSError, remote: str) -> TdxError:
+    """What a failed read or write means once the connection has been made: as :func:`failure`, but a
+    record that was damaged on its way is worth another connection, whichever end noticed."""
+    if isinstance(error, ssl.SSLError) and error.reason in _DAMAGED:
+        return ConnectionLost(f"what was sent to or by {remote} was damaged on its way")
+    return failure(error, remote)
 
 
 async def first_byte(sock: socket.socket) -> int | None:
