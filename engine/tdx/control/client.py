@@ -23,6 +23,7 @@ from tdx.errors import (
     Interrupted,
     NotFound,
     ProtocolError,
+    Stalled,
     TdxError,
     Unreachable,
     VerificationFailed,
@@ -35,6 +36,8 @@ from tdx.proto.head import Headers, format_request, parse_response
 
 ANSWER_LIMIT: Final = 64 << 20
 """Most bytes of an answer: the list of every extent of the largest commit fits."""
+
+_BEGIN: Final = b"HTTP/"
 
 T = TypeVar("T")
 Fields = Iterable[tuple[str, str]]
@@ -178,7 +181,13 @@ class Client:
 
     async def _read_answer(self, connection: Connection, *, to_head: bool) -> tuple[Answer, bool]:
         while True:
-            raw = await connection.read_head(self.stall_timeout)
+            try:
+                raw = await connection.read_head(self.stall_timeout)
+            except (ConnectionLost, Stalled):
+                begun = connection.take_ahead(len(_BEGIN))
+                if begun != _BEGIN[: len(begun)]:
+                    raise ProtocolError(f"{self.peer} speaks no HTTP; is it a tdx receiver?") from None
+                raise
             if raw is None:
                 raise ConnectionLost(f"{self.peer} closed the connection without an answer")
             head = parse_response(raw, to_head=to_head)

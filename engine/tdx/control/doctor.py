@@ -269,10 +269,10 @@ class Doctor:
         answer, document = hello
         middle = (asked + time.time()) / 2
         self._show_permission(document)
-        size = self._show_space(document)
+        roomy = self._show_space(document)
         self._show_clock(answer, middle)
-        if size is not None:
-            await self._measure(client, size, document)
+        if roomy:
+            await self._measure(client, document)
 
     def _show_permission(self, document: dict[str, object]) -> None:
         you, grant = _object(document.get("you")), _object(document.get("grant"))
@@ -284,29 +284,18 @@ class Doctor:
             text += f"; rule `{grant.get('rule')}` lets it push {_granted(grant, self._amount)}"
         self._say("permission", text, version=document.get("version"), you=you, grant=grant)
 
-    def _show_space(self, document: dict[str, object]) -> int | None:
-        """How large an upload may be there, up to what was asked for; None: none worth the name."""
+    def _show_space(self, document: dict[str, object]) -> bool:
+        """Whether there is room for what measures."""
         free = _number(document.get("free_bytes"))
         if free is None:
             self._fail("space", ProtocolError("the receiver does not say how much space it has"))
-            return None
-        if free < self._size:
+        elif free < self._size:
             advice = "make room there, or lower `reserve` in its configuration"
             self._fail("space", NoSpace(f"only {self._amount(free)} are free there"), advice)
-            return None
-        self._say("space", f"{self._amount(free)} are free there", free_bytes=free)
-        grant, limits = _object(document.get("grant")), _object(document.get("limits"))
-        bounds = [
-            _number(grant.get("max_file")),
-            _number(grant.get("quota")),
-            _number(limits.get("max_file")),
-        ]
-        most = min([self._size, *(bound for bound in bounds if bound is not None)])
-        if most < SMALLEST:
-            text = f"not measured: at most {self._amount(most)} may be sent at a time"
-            self._warn("throughput", text, "ask the receiver's owner for a larger max_file or quota")
-            return None
-        return most
+        else:
+            self._say("space", f"{self._amount(free)} are free there", free_bytes=free)
+            return True
+        return False
 
     def _show_clock(self, answer: Answer, middle: float) -> None:
         try:
@@ -324,8 +313,19 @@ class Doctor:
 
     # --- how fast ------------------------------------------------------------
 
-    async def _measure(self, client: Client, size: int, document: dict[str, object]) -> None:
-        modes = _object(document.get("grant")).get("conflict")
+    async def _measure(self, client: Client, document: dict[str, object]) -> None:
+        grant, limits = _object(document.get("grant")), _object(document.get("limits"))
+        bounds = [
+            _number(grant.get("max_file")),
+            _number(grant.get("quota")),
+            _number(limits.get("max_file")),
+        ]
+        size = min([self._size, *(bound for bound in bounds if bound is not None)])
+        if size < SMALLEST:
+            text = f"not measured: at most {self._amount(size)} may be sent at a time"
+            self._warn("throughput", text, "ask the receiver's owner for a larger max_file or quota")
+            return
+        modes = grant.get("conflict")
         granted = cast("list[object]", modes) if isinstance(modes, list) else [*Conflict]
         conflict = next((mode for mode in Conflict if mode in granted), None)
         if conflict is None:
