@@ -207,6 +207,19 @@ def test_many_strangers_leave_room_for_those_who_are_known(tmp_path: Path) -> No
         assert receiver.request("GET", "/v1/hello").status == 200
 
 
+def test_a_device_for_which_there_is_no_room_tries_again(tmp_path: Path, source: Path) -> None:
+    state = tmp_path / "sender"
+    with running(tmp_path, limits=Limits(max_connections=1)) as receiver:
+        introduce(receiver.state, state, f"127.0.0.1:{receiver.port}")
+        with receiver.connect() as other:
+            assert other.request("GET", "/v1/hello").status == 200
+            with in_background(lambda: push(NAS, source, state, sender=options(state, 50))) as pushing:
+                wait_until(lambda: receiver.refusals().get(("busy",), 0) > 1, "it was turned away twice")
+                other.close()
+                assert pushing.result().outcome is Outcome.PUBLISHED
+    assert receiver.visible() == {"disk.img": source.read_bytes()}
+
+
 class TestGarbage:
     def test_tls_garbage_gets_an_alert_and_a_line_in_the_log(
         self, receiver: RunningReceiver, caplog: pytest.LogCaptureFixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
@@ -17,7 +18,7 @@ from tdx.control.listeners import Listeners
 from tdx.control.messages import Exchange, Response, problem_response
 from tdx.control.receiver import Receiver
 from tdx.control.routes import label_of, route
-from tdx.control.wire import PlainWire
+from tdx.control.wire import TLS_HANDSHAKE, PlainWire, first_byte
 from tdx.errors import (
     Busy,
     ConnectionLost,
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS: Final = 10.0
 EXPIRY_SECONDS: Final = 3600.0
+FIRST_BYTE_SECONDS: Final = 1.0
+"""How long somebody who is turned away may take to show whether it speaks TLS."""
+
 KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"})
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -199,7 +203,7 @@ class Server:
             while await self._exchange(connection, caller):
                 pass
         except Busy as error:
-            await self._refuse(connection, error)
+            await self._turn_away(connection, error)
         finally:
             connection.close()
 
@@ -269,6 +273,17 @@ class Server:
             name, _ = parse_host(host)  # a malformed one is a bad request, not a foreign one
             if not web.host_allowed(name, link.local.host, names, self._machine):
                 raise Forbidden(f"this receiver is not {name}; see names in the configuration")
+
+    async def _turn_away(self, connection: Connection, error: Busy) -> None:
+        """Answer somebody for whom there is no room. Who begins a handshake would take an answer in
+        plain for another protocol, and give up for good; a connection that ends is tried again."""
+        if connection.tls is None:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(FIRST_BYTE_SECONDS):
+                    if await first_byte(connection.sock) == TLS_HANDSHAKE:
+                        self._receiver.metrics.refused.add(1, (error.code,))
+                        return
+        await self._refuse(connection, error)
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:
         """Answer what could not be read as a request, and part."""
