@@ -52,8 +52,9 @@ def check(
 ) -> None:
     """Say which rules match IDENTITY and what is granted. Exits with 0 if it may push, else with 77.
 
-    IDENTITY is PROVIDER:KEY, as a receiver's log and refusals show it: local:UID, tls:KEY,
-    wireguard:KEY or tailscale:ID. The options add to what is known of it here, or replace it.
+    IDENTITY is PROVIDER:KEY, as a receiver's log and refusals show it (local:UID, tls:KEY,
+    wireguard:KEY or tailscale:ID), or the name or address of a paired device or of a machine on a
+    mesh. The options add to what is known of it here, or replace it.
     """
     from tdx.config import default_config_file, load, state_directory
     from tdx.errors import Forbidden
@@ -92,8 +93,8 @@ def check(
 
 
 def resolve(text: str, settings: IdentitySettings, state: Path) -> Identity:
-    """The identity that ``text`` (PROVIDER:KEY) stands for, with all that this machine knows of it
-    by its configuration and its trusted devices. UsageError for anything else."""
+    """The identity that ``text`` stands for, with all that this machine knows of it. UsageError for
+    what can be none, UnknownPeer for a name or an address of which nothing is known here."""
     from tdx.errors import UsageError
     from tdx.identity.local import user_name
     from tdx.identity.tls import identity_of
@@ -102,10 +103,10 @@ def resolve(text: str, settings: IdentitySettings, state: Path) -> Identity:
     from tdx.policy.rules import PROVIDERS
 
     provider, _, key = text.partition(":")
-    if provider not in PROVIDERS or not key or not key.isprintable():
-        raise UsageError(
-            f"not an identity: {shown(text)!r} (write PROVIDER:KEY with one of {', '.join(PROVIDERS)})"
-        )
+    if provider not in PROVIDERS:
+        return _named(text, settings, state)
+    if not key or not key.isprintable():
+        raise UsageError(f"not an identity: {shown(text)!r} (write PROVIDER:KEY, a name or an address)")
     stranger = Identity(Owner(text), provider, "", key)
     if provider == "local":
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
@@ -119,9 +120,36 @@ def resolve(text: str, settings: IdentitySettings, state: Path) -> Identity:
         trusted = TrustStore(state).find(text)
         return stranger if trusted is None else identity_of(trusted)
     if provider == "wireguard":
-        peers = [peer for interface in settings.wireguard for peer in interface.peers if peer.key == key]
-        return dataclasses.replace(stranger, node=peers[0].name, own=True) if peers else stranger
-    return stranger
+        return next((one for one in _configured(settings).values() if one.owner == text), stranger)
+    from tdx.control.whois import member
+
+    return member(text, settings) or stranger
+
+
+def _named(text: str, settings: IdentitySettings, state: Path) -> Identity:
+    """Who goes by that name or address."""
+    from tdx.control.whois import whois
+    from tdx.errors import UsageError
+
+    configured = _configured(settings).get(text.lower())
+    if configured is not None:
+        return configured
+    found = {known.identity.owner: known.identity for known in whois(text, settings, state)}
+    if len(found) > 1:
+        raise UsageError(f"{text} may be {' or '.join(found)}; write one of these")
+    (identity,) = found.values()
+    return identity
+
+
+def _configured(settings: IdentitySettings) -> dict[str, Identity]:
+    """The WireGuard peers that the configuration names, by their names in lower case."""
+    from tdx.model import Identity, Owner
+
+    return {
+        peer.name.lower(): Identity(Owner(f"wireguard:{peer.key}"), "wireguard", "", peer.name, own=True)
+        for interface in settings.wireguard
+        for peer in interface.peers
+    }
 
 
 def _largest(grant: Grant, found: Partial) -> int | None:

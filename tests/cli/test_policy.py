@@ -126,7 +126,19 @@ def test_the_configuration_is_the_one_that_serve_would_read(tdx: Tdx, config: Pa
     assert f"by {own}" in tdx(*stranger, env={"XDG_CONFIG_HOME": str(tmp_path)}).stdout
 
 
-@pytest.mark.parametrize("text", ["laptop", "", ":", "tls:", "wg:x", "local:root", "local:-1", "tls:a\x1b"])
+def test_a_name_is_enough_for_who_has_one_here(tdx: Tdx, config: Path, tmp_path: Path) -> None:
+    certificate = tmp_path / "desk.pem"
+    certificate.write_text(Tdx(tmp_path / "desk")("id", "--certificate").stdout)
+    tdx("trust", "add", "desk", certificate, "--address", "192.0.2.9")
+    for text, provider in (("laptop", "wireguard"), ("Desk", "tls"), ("192.0.2.9", "tls")):
+        done = tdx("policy", "check", text, "--config", config, "--json")
+        assert (done.returncode, answer(done)["identity"]["provider"]) == (0, provider)
+    alone = tmp_path / "alone.toml"
+    alone.write_text("")
+    assert tdx("policy", "check", "nobody", "--config", alone).returncode == 68
+
+
+@pytest.mark.parametrize("text", ["", ":", "tls:", "wg:x", "local:root", "local:-1", "tls:a\x1b"])
 def test_what_is_no_identity_is_an_error_of_usage(tdx: Tdx, config: Path, text: str) -> None:
     done = tdx("policy", "check", text, "--config", config)
     assert (done.returncode, done.stdout) == (64, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -301,3 +302,30 @@ def test_a_node_that_is_not_connected_believes_no_address(
     assert served.published == []
     site.push("desktop", "laptop").ends(0, "done")
     assert served.published == ["source.bin"]
+
+
+# --- who is there ---------------------------------------------------------------
+
+
+def test_people_are_told_who_is_there_and_what_is_in_the_way(site: Site, tailnet: Tailnet) -> None:
+    served = site.serve("desktop")
+    listed = site.say("laptop", "peers", "--json")
+    rows = {row["name"]: row for row in map(json.loads, listed.stdout.splitlines())}
+    assert {"desktop", "phone", "server"} <= rows.keys()
+    assert all(row["sources"] == ["tailscale"] for row in rows.values())
+    assert (rows["desktop"]["state"], rows["phone"]["state"]) == ("reachable", "no answer")
+    assert rows["desktop"]["path"].startswith("direct ")
+    assert rows["phone"]["path"] == "relay test"
+    assert "alice" in site.say("laptop", "whois", tailnet["desktop"].ip4).stdout
+    assert site.say("laptop", "policy", "check", "desktop").wait() == 0
+    assert site.say("laptop", "policy", "check", "phone").wait() == 77
+    doctor = site.say("laptop", "doctor", "desktop", "--size", "8M")
+    assert doctor.wait() == 0, doctor.log()
+    assert served.published == []
+
+
+def test_the_doctor_says_which_rule_is_in_the_way(site: Site) -> None:
+    site.serve("laptop")
+    doctor = site.say("phone", "doctor", "laptop", "--size", "8M")
+    assert doctor.wait() == 77
+    assert "rule `default`" in doctor.stdout + doctor.stderr

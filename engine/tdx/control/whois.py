@@ -14,7 +14,7 @@ from tdx.control.resolve import LOCALHOST, Peer
 from tdx.errors import IdentityUnavailable, UnknownPeer
 from tdx.identity import procnet
 from tdx.identity.local import is_address_of_this_machine
-from tdx.identity.port import Endpoint, Link
+from tdx.identity.port import Endpoint, KnownPeer, Link
 from tdx.identity.providers import identities_of
 from tdx.identity.registry import Identities
 from tdx.identity.rows import ESTABLISHED, LISTEN, SocketRow, pack
@@ -53,6 +53,17 @@ def whois(text: str, settings: IdentitySettings, state: Path) -> list[Known]:
     raise UnknownPeer(_nobody(peer))
 
 
+def member(owner: str, settings: IdentitySettings) -> Identity | None:
+    """The member of a mesh that has this owner, with all that the mesh tells of it; None where there
+    is none, or none can be told. Blocks briefly."""
+    asking = _Asking(identities_of(settings, os.getuid()))
+    for mesh in asking.identities.meshes:
+        for peer in asking.asked(mesh.peers) or ():
+            if peer.identity.owner == owner:
+                return asking.whole(peer)
+    return None
+
+
 def _is_localhost(text: str) -> bool:
     return text.lower().partition(":")[0] == LOCALHOST
 
@@ -78,24 +89,28 @@ def _same_place(peer: Peer, stored: Peer) -> bool:
 
 class _Asking:
     def __init__(self, identities: Identities) -> None:
-        self._identities = identities
+        self.identities = identities
         self.silent: IdentityUnavailable | None = None
         """What a provider said instead of an answer."""
 
     def about_name(self, peer: Peer) -> list[Known]:
-        known = self._asked(lambda: self._identities.find(peer.host))
+        known = self.asked(lambda: self.identities.find(peer.host))
         if known is None:
             return []
-        # Asked about an address, a provider tells all: a list of peers has no capabilities.
+        whole = self.whole(known)
+        return [Known(whole, f"a name of {whole.provider}" + (f"; {known.path}" if known.path else ""))]
+
+    def whole(self, known: KnownPeer) -> Identity:
+        """Asked about an address, a provider tells all: a list of peers has no capabilities."""
         for address in known.addresses:
-            whole = self._asked(lambda address=address: self._confirmed(address))  # type: ignore[misc]
-            if whole is not None and whole.owner == known.identity.owner:
-                return [Known(whole, _by_name(whole, known.path))]
-        return [Known(known.identity, _by_name(known.identity, known.path))]
+            found = self.asked(lambda address=address: self._confirmed(address))  # type: ignore[misc]
+            if found is not None and found.owner == known.identity.owner:
+                return found
+        return known.identity
 
     def about_address(self, peer: Peer) -> list[Known]:
         if not is_address_of_this_machine(peer.host):
-            found = self._asked(lambda: self._confirmed(peer.host))
+            found = self.asked(lambda: self._confirmed(peer.host))
             return (
                 [] if found is None else [Known(found, f"{found.provider} routes that address to it alone")]
             )
@@ -104,7 +119,7 @@ class _Asking:
         return self._about_sockets(Endpoint(_plain(peer.host), peer.port))
 
     def _confirmed(self, address: str) -> Identity | None:
-        return self._identities.confirm(Endpoint(_plain(address), DEFAULT_PORT))
+        return self.identities.confirm(Endpoint(_plain(address), DEFAULT_PORT))
 
     def _about_sockets(self, end: Endpoint) -> list[Known]:
         """Who connects from that address and port of this machine, and who listens there."""
@@ -118,16 +133,16 @@ class _Asking:
         for row in rows:
             if row.state == ESTABLISHED and row.local == place and not _listens(rows, place[1]):
                 other = Endpoint(str(ipaddress.ip_address(row.remote[0])), row.remote[1])
-                caller = self._asked(lambda other=other: self._identities.identify(Link(other, end)))  # type: ignore[misc]
+                caller = self.asked(lambda other=other: self.identities.identify(Link(other, end)))  # type: ignore[misc]
                 if caller is not None:
                     found.append(Known(caller, f"connected to {Peer(other.host, other.port)}"))
         if _listens(rows, place[1]):
-            owner = self._asked(lambda: self._identities.confirm(end))
+            owner = self.asked(lambda: self.identities.confirm(end))
             if owner is not None:
                 found.append(Known(owner, "listens there"))
         return found
 
-    def _asked(self, question: Callable[[], T | None]) -> T | None:
+    def asked(self, question: Callable[[], T | None]) -> T | None:
         try:
             return question()
         except IdentityUnavailable as error:
@@ -143,10 +158,6 @@ def _plain(host: str) -> str:
     """IPv4-mapped addresses as IPv4."""
     packed = pack(host)
     return host if packed is None or "%" in host else str(ipaddress.ip_address(packed))
-
-
-def _by_name(identity: Identity, path: str) -> str:
-    return f"a name of {identity.provider}" + (f"; {path}" if path else "")
 
 
 def _nobody(peer: Peer) -> str:
