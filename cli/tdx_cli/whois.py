@@ -14,7 +14,6 @@ from tdx_cli.text import say
 
 if TYPE_CHECKING:
     from tdx.control.whois import Known
-    from tdx.model import Identity
 
 
 @click.command("whois", short_help="Say who is at an address.")
@@ -66,21 +65,8 @@ def _lines(known: Known) -> list[tuple[str, str]]:
         ("owner", identity.owner),
         ("own", "yes" if identity.own else "no"),
         ("because", known.basis),
-        ("allowed", f"see: {_check(identity)}"),
+        ("allowed", f"see: {shlex.join(('tdx', 'policy', 'check', identity.owner))}"),
     ]
-
-
-def _check(identity: Identity) -> str:
-    """The command that explains what a receiver here would let them do: what it knows of a node of
-    a tailnet, it has to be told."""
-    words = ["tdx", "policy", "check", str(identity.owner)]
-    if identity.provider == "tailscale":
-        words += ["--user", identity.user] if identity.user else []
-        words += ["--node", identity.node]
-        words += [word for tag in identity.tags for word in ("--tag", tag)]
-        words += [word for each in identity.capabilities for word in ("--capability", each)]
-        words += ["--own"] if identity.own else []
-    return shlex.join(words)
 
 
 def _document(known: Known) -> dict[str, object]:

@@ -181,7 +181,8 @@ class Doctor:
                 text = f"{place} takes connections{by}; {_milliseconds(tried)} there and back"
                 self._say("reach", text, round_trip=tried, interface=route.interface, **facts)
             elif good:
-                self._warn("reach", tried.message, "another address of it works; remove this one", **facts)
+                advice = "another address works; have the receiver listen there too, or remove this one"
+                self._warn("reach", tried.message, advice, **facts)
             else:
                 advice = (
                     "is `tdx serve` running there, and listening on that address? does a firewall let "
@@ -245,7 +246,9 @@ class Doctor:
             )
             self._warn("path", f"packets take a detour: {path}", advice, path=path)
         else:
-            self._say("path", path or f"{identity.provider} does not say which way packets go", path=path)
+            self._say(
+                "path", path or f"{identity.provider} does not say which way packets go", path=path or None
+            )
 
     def _path_to(self, identity: Identity) -> str:
         for mesh in self._identities.meshes:

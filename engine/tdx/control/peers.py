@@ -32,6 +32,7 @@ from tdx.identity.providers import identities_of
 from tdx.identity.settings import IdentitySettings
 from tdx.identity.tls import TlsIdentities, identity_of
 from tdx.identity.trust import Trusted
+from tdx.identity.wireguard import NAME as WIREGUARD
 from tdx.metrics import Metrics
 from tdx.model import Identity
 from tdx.policy.retry import RetryPolicy
@@ -39,6 +40,9 @@ from tdx.version import VERSION
 
 AT_ONCE: Final = 32
 """Threads that wait for providers."""
+
+SILENT: Final = (Unreachable, UnknownPeer, ConnectionLost, Stalled, IdentityUnavailable)
+"""What nobody has said: a refusal by another address counts for more."""
 
 PAIRED: Final = "paired"
 DISCOVERED: Final = "discovered"
@@ -188,7 +192,7 @@ class _Asking:
             return replace(
                 seen, standing=Standing.NO_ANSWER, reason=f"nothing came within {self._timeout:g} s"
             )
-        except (Unreachable, UnknownPeer, ConnectionLost, Stalled, IdentityUnavailable) as error:
+        except SILENT as error:
             return replace(seen, standing=Standing.NO_ANSWER, reason=error.message)
         except TdxError as error:
             return replace(seen, standing=Standing.REFUSES, reason=error.message)
@@ -205,7 +209,8 @@ class _Asking:
                 await ask_hello(client)
                 return
             except TdxError as error:
-                failed = error
+                if failed is None or isinstance(failed, SILENT):
+                    failed = error
             finally:
                 client.close()
         raise failed or Unreachable(f"{peer.host} has no address to connect to")
@@ -238,9 +243,9 @@ async def ask_hello(client: Client) -> tuple[Answer, dict[str, object]]:
 
 
 def _source(mesh: Mesh, known: KnownPeer) -> str:
-    if mesh.name != "wireguard" or not known.addresses:
+    if mesh.name != WIREGUARD:
         return mesh.name
-    return f"{mesh.name} {mesh.interface(known.addresses[0])}"
+    return f"{mesh.name} {mesh.interface(next(iter(known.addresses), ''))}"
 
 
 def _stranger(announced: Announcement) -> Seen:
