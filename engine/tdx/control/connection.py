@@ -18,7 +18,7 @@ from tdx.control.wire import TlsWire, Wire, broken
 from tdx.control.workers import run_joined
 from tdx.data import sockets
 from tdx.data.port import Cancel
-from tdx.errors import ConnectionLost, Interrupted, Stalled, TdxError, TooLarge
+from tdx.errors import ConnectionLost, Stalled, TdxError, TooLarge
 from tdx.identity.port import Endpoint, Link
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.head import Framing, head_end
@@ -172,7 +172,7 @@ class Connection:
         """
 
         def wake() -> None:
-            cancel.set(Interrupted("stopped"))
+            cancel.stop()
             sockets.shut(self.sock)
 
         sockets.to_worker(self.sock)

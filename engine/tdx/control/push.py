@@ -16,7 +16,7 @@ from tdx.control.whole import put_whole
 from tdx.data.port import Cancel
 from tdx.data.send import choose_send
 from tdx.data.source import Source
-from tdx.errors import ExtentsDiffer, Interrupted, ProtocolError, VerificationFailed
+from tdx.errors import ExtentsDiffer, ProtocolError, VerificationFailed
 from tdx.integrity import Root, digest_of, extent_count, extent_size_for, extent_span, extents_of, zero_digest
 from tdx.model import Conflict, Outcome, Span
 from tdx.proto import fields
@@ -223,7 +223,7 @@ class FilePush:
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
         finally:
-            cancel.set(Interrupted("stopped"))
+            cancel.stop()
 
     def _recorder(self) -> Callable[[Span, bytes], None]:
         """What takes the digests of a reading that begins now."""
@@ -248,13 +248,13 @@ class FilePush:
                 record(span, digest)
                 self._tally.add_checked(len(span))
 
-        await self._client.workers.until(lambda: cancel.set(Interrupted("stopped")), work)
+        await self._client.workers.until(cancel.stop, work)
 
     async def _digest_whole(self, cancel: Cancel) -> None:
         algorithm = self._options.digest
         if algorithm is not None:
             value = await self._client.workers.until(
-                lambda: cancel.set(Interrupted("stopped")),
+                cancel.stop,
                 lambda: self._source.content_digest(algorithm, cancel.check),
             )
             self._whole = [("Repr-Digest", fields.format_digest(algorithm, value))]
@@ -277,7 +277,7 @@ class FilePush:
         """SourceChanged unless these are the digests of what the source was at one moment."""
         cancel = Cancel()
         await self._client.workers.until(
-            lambda: cancel.set(Interrupted("stopped")),
+            cancel.stop,
             lambda: self._source.check_unchanged(digests, self._extent_size, cancel.check),
         )
 

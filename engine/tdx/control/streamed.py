@@ -14,7 +14,7 @@ from tdx.control.sending import OpenUpload
 from tdx.control.whole import put_buffer, put_whole
 from tdx.data.port import Cancel
 from tdx.data.stream import read_block
-from tdx.errors import ExtentsDiffer, Interrupted, TdxError, UsageError, VerificationFailed
+from tdx.errors import ExtentsDiffer, TdxError, UsageError, VerificationFailed
 from tdx.integrity import ALGORITHM, UNKNOWN_LENGTH_EXTENT, Root, cut, digest_of, extent_size_for
 from tdx.model import Conflict, Outcome, Span
 from tdx.proto.fields import ContentRange, format_content_range, format_digest
@@ -60,7 +60,7 @@ class StreamPush:
             else:
                 answer, root = await self._push_long(block)
         finally:
-            self._stop()
+            self._cancel.stop()
         seconds = asyncio.get_running_loop().time() - started
         return receipt_of(answer.document(), self._tally, seconds, root)
 
@@ -71,10 +71,7 @@ class StreamPush:
         def work() -> int:
             return read_block(self._descriptor, view, self._cancel)
 
-        return view[: await self._client.workers.until(self._stop, work)]
-
-    def _stop(self) -> None:
-        self._cancel.set(Interrupted("stopped"))
+        return view[: await self._client.workers.until(self._cancel.stop, work)]
 
     async def _push_short(self, content: memoryview) -> tuple[Answer, str]:
         self._tally.total, self._tally.phase = len(content), "sending"
@@ -121,7 +118,7 @@ class StreamPush:
                 block = await following
             finally:
                 if not following.done():
-                    self._stop()
+                    self._cancel.stop()
                 await asyncio.gather(following, return_exceptions=True)
         self._tally.total, self._tally.phase = length, "committing"
         answer = await self._client.persist(lambda: self._commit(upload, length), self._tally)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
-from tdx.errors import TdxError
+from tdx.errors import Interrupted, TdxError
 from tdx.integrity import Hasher
 from tdx.model import Span, Stages
 
@@ -39,6 +39,10 @@ class Cancel:
         if self._reason is None:
             self._reason = reason
         self._event.set()
+
+    def stop(self) -> None:
+        """Set it because nobody waits for the work any more."""
+        self.set(Interrupted("stopped"))
 
     @property
     def reason(self) -> TdxError | None:
