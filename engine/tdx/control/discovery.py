@@ -202,9 +202,10 @@ async def announce(receiver: Receiver, listening: Sequence[Endpoint]) -> None:
                 if now != told:
                     if speaking is not None:
                         await speaking.async_close()
-                    told, speaking = now, None
+                    told = speaking = None
                     key = (await receiver.workers.on_disk(lambda: receiver.devices.device)).key
                     speaking = await _speak(key[:KEY_DIGITS], now)
+                    told = now
             except Exception as error:  # of a library that talks with strangers
                 log.warning("cannot announce this receiver on the local network: %s", _reason(error))
                 log.debug("announcing failed", exc_info=True)

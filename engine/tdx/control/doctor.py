@@ -107,10 +107,10 @@ class Doctor:
         routes = await self._reach(routes)
         if not routes:
             return
-        dialer = Dialer(self._peer, self._identities, self._devices, self._workers, routes=routes)
-        identity = await self._attempt("identity", self._identify(dialer))
-        if identity is None:
+        found = await self._identify(routes)
+        if found is None:
             return
+        identity, dialer = found
         await self._show_path(identity)
         metrics, policy = Metrics(VERSION), RetryPolicy(retries=2)
         client = Client(dialer, self._workers, metrics, policy, STALL_SECONDS)
@@ -208,25 +208,42 @@ class Doctor:
                 best = min(best, loop.time() - started)
         return best
 
-    async def _identify(self, dialer: Dialer) -> Identity:
+    async def _identify(self, routes: Sequence[Route]) -> tuple[Identity, Dialer] | None:
+        """Who the peer is and what leads there: the first of these ways at whose end it is itself."""
+        failures: list[TdxError] = []
+        good: tuple[Identity, Dialer] | None = None
+        for route in routes:
+            dialer = Dialer(self._peer, self._identities, self._devices, self._workers, routes=[route])
+            try:
+                good = await self._who_answers(dialer), dialer
+                break
+            except TdxError as error:
+                failures.append(error)
+        for failure in failures:
+            if good is None:
+                self._fail("identity", failure)
+            else:
+                self._warn("identity", failure.message, "another address leads to it; remove this one")
+        return good
+
+    async def _who_answers(self, dialer: Dialer) -> Identity:
         connection = await dialer.dial()
         try:
-            tls, where = connection.tls, connection.link.remote
-            if tls is not None:
-                identity = await self._workers.on_disk(self._devices.whois, tls.certificate)
-                over = "by its paired key, over TLS 1.3"
+            where = connection.link.remote
+            if connection.tls is not None:
+                identity = await self._workers.on_disk(self._devices.whois, connection.tls.certificate)
+                shown_by = "by its paired key, over TLS 1.3"
             else:
                 identity = await self._workers.on_disk(self._identities.confirm, where)
-                over = {LOCAL: "by the uid of the process that listens"}.get(
-                    identity.provider if identity else "", "by its address on the mesh"
-                )
+                local = identity is not None and identity.provider == LOCAL
+                shown_by = "by the uid of the process that listens" if local else "by its address on the mesh"
         finally:
             connection.close()
         if identity is None:
             raise Unreachable(f"who listens at {where.host} port {where.port} has gone meanwhile")
         self._say(
             "identity",
-            f"it is {identity}, {over}",
+            f"it is {identity}, {shown_by}",
             owner=identity.owner,
             provider=identity.provider,
             user=identity.user,
