@@ -7,10 +7,8 @@ recovery.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import re
 import secrets
 import stat
 import threading
@@ -19,13 +17,14 @@ from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 from typing import Final
 
-from tdx.errors import ConfigError, NotFound, StorageError, TdxError, UploadBusy
+from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
 from tdx.integrity import MIN_EXTENT
 from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.folders import DATA, JOURNAL, META, Folder, Unreadable, is_upload_id, read_meta, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
-from tdx.store.paths import DIRECTORY, OWN, Tree, open_folder, open_own, read_small, write_all, write_file
+from tdx.store.own import lock, open_folder, open_own, store_id
+from tdx.store.paths import DIRECTORY, OWN, Tree
 from tdx.store.port import Existing, Partial
 from tdx.store.publish import Destination
 from tdx.store.published import still_there
@@ -36,8 +35,6 @@ from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, fa
 from tdx.store.upload import LocalUpload
 
 log = logging.getLogger(__name__)
-
-_STORE_ID: Final = re.compile(rb"[0-9a-f]{32}")
 
 _UNFINISHED_AGE: Final = 3600.0
 """A folder without a meta may be one in the making; after this many seconds it is not."""
@@ -82,11 +79,11 @@ class LocalStore:
             own = open_own(system, own_path, OWN, dir_fd=self._tree.fd, device=device)
             undo.callback(system.close, own)
             if exclusive:
-                undo.callback(system.close, _lock(system, own, str(folder)))
+                undo.callback(system.close, lock(system, own, str(folder)))
             path = os.path.join(own_path, "uploads")
             self._uploads = open_own(system, path, "uploads", dir_fd=own, device=device)
             undo.callback(system.close, self._uploads)
-            receipts = Receipts(state, _store_id(system, own, own_path))
+            receipts = Receipts(state, store_id(system, own, own_path))
             undo.callback(receipts.close)
             self._receipts = receipts
             kind = system.filesystem(self._uploads)
@@ -441,48 +438,3 @@ class LocalStore:
         for upload in running:
             upload.close()
         self._resources.close()
-
-
-def _lock(system: System, own: int, folder: str) -> int:
-    """Take DIR for this process; the descriptor that holds it. ConfigError naming the holder."""
-    try:
-        fd = system.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, dir_fd=own)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be locked: {error.strerror}") from error
-    try:
-        try:
-            system.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = system.read(fd, 100).decode("ascii", "replace").strip() or "another process"
-            raise ConfigError(f"{folder}: is already being received into by {holder}") from error
-        system.ftruncate(fd, 0)
-        write_all(system, fd, f"process {os.getpid()}\n".encode("ascii"))
-    except OSError as error:
-        system.close(fd)
-        raise ConfigError(f"{folder}: cannot be locked: {error.strerror}") from error
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _store_id(system: System, own: int, path: str) -> str:
-    """What this folder is called in the receipts: made once, and it moves with the folder."""
-    try:
-        try:
-            found = read_small(system, "id", dir_fd=own, most=100)
-        except FileNotFoundError:
-            temporary = f"id.{secrets.token_hex(8)}"
-            write_file(system, temporary, secrets.token_hex(16).encode("ascii"), dir_fd=own, sync=True)
-            with contextlib.suppress(FileExistsError):
-                system.link(temporary, "id", src_dir_fd=own, dst_dir_fd=own)
-            system.unlink(temporary, dir_fd=own)
-            system.fsync(own)
-            found = read_small(system, "id", dir_fd=own, most=100)
-    except OSError as error:
-        raise ConfigError(f"{path}/id: cannot be read or made: {error.strerror or error}") from error
-    if _STORE_ID.fullmatch(found) is None:
-        raise ConfigError(
-            f"{path}/id: is not 32 hexadecimal digits; restore it, or remove it to begin without receipts"
-        )
-    return found.decode("ascii")

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
-from tdx.errors import BadName, ConfigError, StorageError
+from tdx.errors import BadName, StorageError
 from tdx.store.syscalls import System, failure
 
 OWN: Final = ".tdx"
@@ -27,7 +27,9 @@ RESTART: Final = "see to the disk, then restart the receiver"
 """What is left to do where a directory could not be synced: the next sync may succeed without
 having written what this one could not."""
 
-_BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
+BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
+"""How the system refuses to enter what is no directory, or a link."""
+
 _REMEMBERED: Final = 4096
 
 
@@ -192,7 +194,7 @@ class Tree:
                 # O_NONBLOCK, or opening a FIFO somebody put there would wait for ever.
                 file = self._system.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or error.errno in _BLOCKED | {errno.ENXIO}:
+            if isinstance(error, FileNotFoundError) or error.errno in BLOCKED | {errno.ENXIO}:
                 return None
             raise failure(f"{name}: cannot be opened", error) from error
         try:
@@ -214,7 +216,7 @@ def _components(name: str) -> list[str]:
 
 
 def _refusal(name: str, component: str, error: OSError) -> BadName | StorageError:
-    if error.errno in _BLOCKED:
+    if error.errno in BLOCKED:
         return BadName(f"{name}: {component} is there and is not a folder")
     if error.errno == errno.ENAMETOOLONG:
         return BadName(f"{name}: {component!r:.80} is too long for the receiver's filesystem")
@@ -223,74 +225,3 @@ def _refusal(name: str, component: str, error: OSError) -> BadName | StorageErro
     if isinstance(found := failure(name, error), StorageError):
         return found
     raise found from error
-
-
-def open_folder(system: System, folder: str) -> int:
-    """DIR, made if only its last component is missing; ConfigError unless it is ours alone to write."""
-    try:
-        fd = system.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        fd = _make_folder(system, folder)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot be used as the folder to receive into: {error.strerror}"
-        ) from error
-    try:
-        found = system.fstat(fd)
-        _check_owner(system, folder, found)
-        if found.st_mode & 0o022:
-            raise ConfigError(f"{folder}: others may write to it; chmod go-w {folder}")
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _make_folder(system: System, folder: str) -> int:
-    above, leaf = os.path.split(os.path.abspath(folder))
-    try:
-        parent = system.open(above, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            system.mkdir(leaf, 0o755, dir_fd=parent)
-            system.fsync(parent)
-            return system.open(leaf, DIRECTORY, dir_fd=parent)
-        finally:
-            system.close(parent)
-    except OSError as error:
-        raise ConfigError(f"{folder}: does not exist and cannot be made: {error.strerror}") from error
-
-
-def open_own(system: System, path: str, name: str, *, dir_fd: int, device: int) -> int:
-    """A folder of the store's own, made if missing: a real directory, ours, 0700, on DIR's filesystem.
-
-    ``path`` is for messages. ConfigError otherwise.
-    """
-    try:
-        try:
-            system.mkdir(name, 0o700, dir_fd=dir_fd)
-            system.fsync(dir_fd)
-        except FileExistsError:
-            pass
-        fd = system.open(name, DIRECTORY, dir_fd=dir_fd)
-    except OSError as error:
-        if error.errno in _BLOCKED:
-            raise ConfigError(f"{path}: is not a directory; move it away") from error
-        raise ConfigError(f"{path}: cannot be made or opened: {error.strerror}") from error
-    try:
-        found = system.fstat(fd)
-        _check_owner(system, path, found)
-        if found.st_mode & 0o077:
-            raise ConfigError(f"{path}: others may enter it; chmod 700 {path}")
-        if found.st_dev != device:
-            raise ConfigError(f"{path}: is on another filesystem than the folder it lies in")
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _check_owner(system: System, path: str, found: os.stat_result) -> None:
-    if found.st_uid != system.geteuid():
-        raise ConfigError(
-            f"{path}: belongs to uid {found.st_uid}, and the receiver runs as {system.geteuid()}"
-        )
