@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -15,10 +14,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from support.content import MIB, random_file
 from support.devices import make
-from support.lan import PORT, SETTINGS, Laptop, Nas, failed
+from support.lan import PORT, Laptop, Nas
 from support.middle import forged, meddling, terminating
 from support.paired import introduce
-from support.processes import Processes, Push, wait_until
+from support.processes import Processes, wait_until
 from support.spaces import THERE, Cable, Ear, cable
 from tdx.identity.tls import TlsIdentities
 
@@ -72,15 +71,6 @@ def paired(nas: Nas, laptop: Laptop) -> None:
 @pytest.fixture
 def source(area: Path) -> Path:
     return random_file(area / EXPOSED, 24 * MIB)
-
-
-@pytest.fixture
-def slow_push(laptop: Laptop, nas: Nas, paired: None, source: Path) -> Push:
-    """A push that takes long, and of which something has arrived."""
-    push = laptop.push(source, "nas", "--limit-rate", "2M")
-    wait_until(lambda: nas.received or not push.running, "bytes arrive")
-    assert push.running, push.log()
-    return push
 
 
 @pytest.fixture
@@ -339,62 +329,3 @@ def test_a_device_that_only_the_sender_has_paired_is_refused(
     assert "refused a TLS connection from 10.213.0.1" in line
     assert nas.refused == 1
     assert nas.has_nothing()
-
-
-def test_who_has_a_copy_of_the_state_is_the_device_until_it_is_removed(
-    processes: Processes, between: Cable, nas: Nas, laptop: Laptop, paired: None, source: Path, area: Path
-) -> None:
-    (area / "backup").mkdir()
-    thief = Laptop(processes, between, area / "backup")
-    thief.believes(NAME, THERE)
-    shutil.copytree(laptop.state, thief.state)
-    thief.push(source, "nas").ends(0, "done")
-    assert nas.has_received(source)
-    removed = nas.run("trust", "remove", "laptop")
-    assert removed.wait() == 0, removed.log()
-    thief.fails(77, "push", random_file(area / "more.bin", SMALL), "nas")
-    assert nas.has_received(source)
-
-
-def test_a_device_that_is_removed_while_it_sends_is_cut_off(nas: Nas, slow_push: Push) -> None:
-    before = nas.refused
-    removed = nas.run("trust", "remove", "laptop")
-    assert removed.wait() == 0, removed.log()
-    line = failed(slow_push, 77)
-    assert "rule `identified`" in line or "does not know this device's key" in line
-    assert nas.receiver.published == []
-    assert nas.refused > before
-    assert any("refused P" in line and " from 10.213.0.1: " in line for line in nas.audit), nas.log
-
-
-# --- rules that change while a transfer runs -----------------------------------
-
-
-def test_a_rule_that_comes_to_refuse_a_device_cuts_its_transfer(nas: Nas, slow_push: Push) -> None:
-    nas.configuration.write_text(f'{SETTINGS}[[rule]]\nname = "no-laptops"\nnode = "laptop"\nallow = false\n')
-    nas.receiver.process.signal(signal.SIGHUP)
-    line = failed(slow_push, 77)
-    assert "rule `no-laptops` refuses laptop" in line
-    assert nas.receiver.published == []
-    assert any("rule `no-laptops` refuses laptop" in line for line in nas.audit), nas.log
-
-
-def test_a_change_that_is_broken_or_about_others_leaves_a_transfer_alone(
-    nas: Nas, laptop: Laptop, paired: None, source: Path
-) -> None:
-    push = laptop.push(source, "nas", "--limit-rate", "6M")
-    for text, told in (
-        ("[[rule]\n", "the configuration stays as it was: "),
-        ('[[rule]]\nname = "x"\n', "the configuration stays as it was: "),
-        (f'{SETTINGS}[[rule]]\nname = "no-desks"\nnode = "desk"\nallow = false\n', "as configured now"),
-    ):
-        before, times = nas.received, nas.log.count(told)
-        wait_until(lambda: nas.received > before or not push.running, "bytes arrive")  # noqa: B023
-        nas.configuration.write_text(text)
-        nas.receiver.process.signal(signal.SIGHUP)
-        wait_until(lambda: nas.log.count(told) > times, f"it says: {told}")  # noqa: B023
-    assert push.running, push.log()
-    end = push.ends(0, "done")
-    assert end["sent_bytes"] == source.stat().st_size
-    assert nas.has_received(source)
-    assert nas.audit == []

@@ -94,6 +94,11 @@ class Nas:
         return self.count('tdx_received_bytes_total{protocol="tdx"}')
 
     @property
+    def received_plainly(self) -> float:
+        """Of clients that know nothing of tdx."""
+        return self.count('tdx_received_bytes_total{protocol="http"}')
+
+    @property
     def refused(self) -> float:
         return self.count('tdx_refused_total{reason="forbidden"}')
 
