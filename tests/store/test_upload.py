@@ -520,7 +520,7 @@ def test_a_disk_too_full_to_preallocate_refuses_before_the_first_byte(
     with pytest.raises(NoSpace):
         store.create(spec(length=8 * MIB))
     assert store.partials() == []
-    assert store._upload_ids() == []
+    assert store._uploads.ids() == []
 
 
 def test_a_filesystem_that_cannot_preallocate_is_written_without(store: LocalStore, system: OnDisk) -> None:
@@ -681,7 +681,7 @@ def test_an_upload_that_cannot_be_made_leaves_nothing(
         store.create(spec())
     system.heal()
     assert len(system.fds) == opened
-    assert store._upload_ids() == []
+    assert store._uploads.ids() == []
 
 
 @pytest.mark.parametrize("broken", ["journal", "meta"])
@@ -703,7 +703,7 @@ def test_an_upload_that_the_disk_no_longer_gives_makes_way_for_a_new_push(
     assert len(system.fds) == opened
     assert f"removing the upload {upload.id}" in caplog.text
     assert store.find(ME, FileName("disk.img"), len(DATA), "s") == []
-    assert store._upload_ids() == []
+    assert store._uploads.ids() == []
 
 
 @pytest.mark.parametrize("start", [False, True], ids=["at opening", "at the start"])
@@ -720,13 +720,13 @@ def test_an_upload_whose_journal_cannot_even_be_opened_is_removed(
         beside.open(upload.id)
     assert beside.recover() == []
     beside.close()
-    assert store._upload_ids() == [upload.id]
+    assert store._uploads.ids() == [upload.id]
     if start:
         assert store.recover() == []
     else:
         with pytest.raises(NotFound):
             store.open(upload.id)
-    assert store._upload_ids() == []
+    assert store._uploads.ids() == []
 
 
 def test_an_upload_that_only_now_cannot_be_opened_is_kept(store: LocalStore, system: OnDisk) -> None:
@@ -812,7 +812,7 @@ def test_a_discard_that_fails_can_be_tried_again(
         upload.discard()
     system.heal()
     upload.discard()
-    assert store._upload_ids() == []
+    assert store._uploads.ids() == []
 
 
 # --- what crashes leave ------------------------------------------------------------------------
@@ -832,7 +832,7 @@ def test_killed_while_an_upload_is_made_the_remains_are_no_upload_and_go(tmp_pat
     for partial in again.partials():
         again.open(partial.upload).discard()
     again.expire(time.time() + 3700)
-    assert again._upload_ids() == []
+    assert again._uploads.ids() == []
     again.close()
 
 
@@ -850,7 +850,7 @@ def test_killed_while_an_upload_is_discarded_the_remains_go(tmp_path: Path, step
     again = LocalStore(tmp_path / "inbox", tmp_path / "state", exclusive=False)
     assert again.recover() == []
     again.expire(time.time() + 8 * 86400)
-    assert again._upload_ids() == []
+    assert again._uploads.ids() == []
     again.close()
 
 
@@ -878,9 +878,9 @@ def test_a_folder_with_a_broken_meta_is_no_upload(
     with pytest.raises(NotFound):
         store.open(upload.id)
     store.expire(time.time())
-    assert store._upload_ids() == [upload.id]
+    assert store._uploads.ids() == [upload.id]
     store.expire(time.time() + 3700)
-    assert store._upload_ids() == []
+    assert store._uploads.ids() == []
 
 
 def test_strangers_in_the_uploads_folder_are_left_alone(store: LocalStore, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from typing import Final
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
 from tdx.integrity import MIN_EXTENT
 from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
-from tdx.store.folders import DATA, JOURNAL, META, Folder, Unreadable, is_upload_id, read_meta, remove
+from tdx.store.folders import Folder, Unreadable, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
 from tdx.store.own import lock, open_folder, open_own, store_id
-from tdx.store.paths import DIRECTORY, OWN, Tree
+from tdx.store.paths import OWN, Tree
 from tdx.store.port import Existing, Partial
 from tdx.store.publish import Destination
 from tdx.store.published import still_there
@@ -33,6 +33,7 @@ from tdx.store.receipts import Receipts
 from tdx.store.rules import check_name, check_space, created, is_idle, matching
 from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, failure
 from tdx.store.upload import LocalUpload
+from tdx.store.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,7 @@ class LocalStore:
         self._system = system = system or System()
         self._reserve = reserve
         self._exclusive = exclusive
-        self._clock = clock
         self._lock = threading.Lock()
-        self._listing = threading.Lock()
         self._running: dict[UploadId, LocalUpload] = {}
         self._promised: dict[UploadId, int] = {}
         with contextlib.ExitStack() as undo:
@@ -81,15 +80,16 @@ class LocalStore:
             if exclusive:
                 undo.callback(system.close, lock(system, own, str(folder)))
             path = os.path.join(own_path, "uploads")
-            self._uploads = open_own(system, path, "uploads", dir_fd=own, device=device)
-            undo.callback(system.close, self._uploads)
+            uploads = open_own(system, path, "uploads", dir_fd=own, device=device)
+            undo.callback(system.close, uploads)
+            self._uploads = Uploads(system, uploads)
             receipts = Receipts(state, store_id(system, own, own_path))
             undo.callback(receipts.close)
             self._receipts = receipts
-            kind = system.filesystem(self._uploads)
+            kind = system.filesystem(uploads)
             self._writeback = kind not in IN_MEMORY
             self._preallocates = kind not in NO_PREALLOCATION
-            self._session = Session(system.boot_id(), device, system.mount_id(self._uploads))
+            self._session = Session(system.boot_id(), device, system.mount_id(uploads))
             self._umask = system.umask()
             self._destination = Destination(system, self._tree, receipts, clock)
             self._resources = undo.pop_all()
@@ -103,7 +103,7 @@ class LocalStore:
         check_name(spec, taken=found is not None, size=size)
         upload = UploadId(secrets.token_hex(16))
         with self._promise(upload, spec):
-            folder = Folder.make(self._system, self._uploads, upload, spec)
+            folder = Folder.make(self._system, self._uploads.fd, upload, spec)
             try:
                 if self._preallocates:
                     self._preallocate(folder.data, spec)
@@ -125,7 +125,7 @@ class LocalStore:
             raise NotFound("no such upload") from error
 
     def _open(self, upload: UploadId) -> LocalUpload:
-        folder = Folder.claim(self._system, self._uploads, upload)
+        folder = Folder.claim(self._system, self._uploads.fd, upload)
         try:
             self._destination.recover(folder)
             if folder.data < 0:
@@ -146,7 +146,7 @@ class LocalStore:
                 return False
         log.warning("removing the upload %s: %s", upload, error)
         try:
-            remove(self._system, self._uploads, upload)
+            remove(self._system, self._uploads.fd, upload)
         except OSError as failed:
             log.warning("the upload %s cannot be removed: %s", upload, failed)
         return True
@@ -223,13 +223,13 @@ class LocalStore:
             return max(0, self._free())
 
     def is_present(self) -> bool:
-        return self._system.fstat(self._uploads).st_nlink > 0
+        return self._system.fstat(self._uploads.fd).st_nlink > 0
 
     def staged_bytes(self) -> int:
         return sum(partial.staged_bytes for partial in self.partials())
 
     def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
-        staged = {upload: self._counted(upload, owner) for upload in self._upload_ids()}
+        staged = {upload: self._uploads.counted(upload, owner) for upload in self._uploads.ids()}
         # Looked at last, so that what is published meanwhile is not missed, nor counted twice.
         counted = {*apart, *(upload for upload, size in staged.items() if size is not None)}
         published = [each for each in self._receipts.files(owner) if each.upload not in counted]
@@ -237,69 +237,13 @@ class LocalStore:
         sizes = [size for upload, size in staged.items() if size is not None and upload not in apart]
         return sum(sizes) + sum(each.size for each in there)
 
-    def _counted(self, upload: UploadId, owner: Owner) -> int | None:
-        """What an upload counts, also while it is being published and its data has left the
-        folder; None where it is another owner's, or gone."""
-        system = self._system
-        try:
-            fd = system.open(upload, DIRECTORY, dir_fd=self._uploads)
-            try:
-                spec = read_meta(system, fd)
-                if spec is None or spec.owner != owner:
-                    return None
-                return system.stat(DATA, dir_fd=fd).st_size if spec.length is None else spec.length
-            finally:
-                system.close(fd)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise failure("an upload cannot be looked at", error) from error
-
     # --- what is there --------------------------------------------------------------------
 
     def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
         return matching(self.partials(), owner, name, length, source_id)
 
     def partials(self) -> list[Partial]:
-        found: list[Partial] = []
-        for upload in self._upload_ids():
-            try:
-                partial = self._partial(upload)
-            except TdxError as error:
-                # It must not hide the others.
-                log.warning("the upload %s cannot be looked at: %s", upload, error)
-                continue
-            if partial is not None:
-                found.append(partial)
-        return found
-
-    def _upload_ids(self) -> list[UploadId]:
-        try:
-            # Threads that list through one descriptor at once share their place in it, and miss entries.
-            with self._listing:
-                names = self._system.listdir(self._uploads)
-        except OSError as error:
-            raise failure("the uploads cannot be listed", error) from error
-        return [UploadId(name) for name in sorted(names) if is_upload_id(name)]
-
-    def _partial(self, upload: UploadId) -> Partial | None:
-        """None where the upload has just gone, or is broken."""
-        system = self._system
-        try:
-            fd = system.open(upload, DIRECTORY, dir_fd=self._uploads)
-            try:
-                spec = read_meta(system, fd)
-                found = [system.stat(name, dir_fd=fd) for name in (DATA, JOURNAL, META)]
-            finally:
-                system.close(fd)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise failure("an upload cannot be looked at", error) from error
-        if spec is None:
-            return None
-        # ctime: mtime may already be the source's.
-        return Partial(upload, spec, max(each.st_ctime for each in found), found[0].st_blocks * 512)
+        return self._uploads.partials()
 
     def existing(self, name: FileName) -> Existing | None:
         found = self._tree.look(name)
@@ -339,7 +283,7 @@ class LocalStore:
 
     def recover(self) -> list[Receipt]:
         receipts: list[Receipt] = []
-        for upload in self._upload_ids():
+        for upload in self._uploads.ids():
             try:
                 receipt = self._recover(upload)
             except UploadBusy:
@@ -354,7 +298,7 @@ class LocalStore:
 
     def _recover(self, upload: UploadId) -> Receipt | None:
         try:
-            with self._claimed(upload) as folder:
+            with self._uploads.claimed(upload) as folder:
                 return self._destination.recover(folder)
         except Unreadable as error:
             if not self._remove_unreadable(upload, error):
@@ -364,12 +308,12 @@ class LocalStore:
             # Killed while it was made or removed. Where others may make uploads, it may be one in the making.
             if self._exclusive:
                 with contextlib.suppress(OSError):
-                    remove(self._system, self._uploads, upload)
+                    remove(self._system, self._uploads.fd, upload)
             return None
 
     def expire(self, now: float, older_than: float | None = None) -> list[Partial]:
         removed: list[Partial] = []
-        for upload in self._upload_ids():
+        for upload in self._uploads.ids():
             try:
                 partial = self._expire(upload, now, older_than)
             except (UploadBusy, NotFound):
@@ -387,18 +331,18 @@ class LocalStore:
 
     def _expire(self, upload: UploadId, now: float, older_than: float | None) -> Partial | None:
         """The partial, if it is removed."""
-        partial = self._partial(upload)
+        partial = self._uploads.partial(upload)
         if partial is None:
             self._remove_unfinished(upload, now)
         elif is_idle(partial, now, older_than):
-            with self._claimed(upload) as folder:
+            with self._uploads.claimed(upload) as folder:
                 if self._expire_claimed(folder, now, older_than):
                     return partial
         return None
 
     def _expire_claimed(self, folder: Folder, now: float, older_than: float | None) -> bool:
         # It may have been used, or published, between the look and the claim.
-        partial = self._partial(folder.upload)
+        partial = self._uploads.partial(folder.upload)
         if partial is None or not is_idle(partial, now, older_than):
             return False
         self._destination.recover(folder)
@@ -410,27 +354,17 @@ class LocalStore:
     def _remove_unfinished(self, upload: UploadId, now: float) -> None:
         """A crash while an upload was made or removed leaves a folder that is none."""
         try:
-            found = self._system.stat(upload, dir_fd=self._uploads)
+            found = self._system.stat(upload, dir_fd=self._uploads.fd)
         except FileNotFoundError:
             return
         if now - found.st_ctime < _UNFINISHED_AGE:
             return
         try:
-            with self._claimed(upload) as folder:
+            with self._uploads.claimed(upload) as folder:
                 if not self._destination.recover(folder):
                     folder.remove()
         except NotFound:
-            remove(self._system, self._uploads, upload)
-
-    @contextlib.contextmanager
-    def _claimed(self, upload: UploadId) -> Generator[Folder]:
-        folder = Folder.claim(self._system, self._uploads, upload)
-        try:
-            yield folder
-        except OSError as error:
-            raise failure("an upload cannot be cleaned up", error) from error
-        finally:
-            folder.close()
+            remove(self._system, self._uploads.fd, upload)
 
     def close(self) -> None:
         with self._lock:
