@@ -16,6 +16,7 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, push, running
 from support.vouching import Vouching
 from support.wire import head
+from tdx.control import server
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
@@ -205,6 +206,49 @@ def test_many_strangers_leave_room_for_those_who_are_known(tmp_path: Path) -> No
             assert second.answer().status == 503
         provider.owner = "local:1"
         assert receiver.request("GET", "/v1/hello").status == 200
+
+
+def test_those_whom_the_rules_refuse_leave_room_as_well(tmp_path: Path) -> None:
+    provider = Vouching("local:2", own=False)
+    with (
+        running(tmp_path, limits=Limits(max_strangers=1), providers=[provider]) as receiver,
+        receiver.connect() as first,
+    ):
+        assert first.request("GET", "/v1/hello").status == 403
+        with receiver.connect() as second:
+            assert second.answer().status == 503
+        provider.owner, provider.own = "local:1", True
+        assert receiver.request("GET", "/v1/hello").status == 200
+
+
+def test_those_who_are_turned_away_hold_no_place_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "FIRST_BYTE_SECONDS", 3600.0)
+    provider = Vouching(None)
+    limits = Limits(max_connections=2, max_strangers=1)
+    with (
+        running(tmp_path, limits=limits, providers=[provider]) as receiver,
+        receiver.connect(),
+        receiver.connect(),
+    ):
+        wait_until(lambda: len(provider.asked) == 2, "both strangers were looked at")
+        provider.owner = "local:1"
+        wait_until(lambda: receiver.request("GET", "/v1/hello").status == 200, "there is a place")
+
+
+def test_no_more_than_a_few_are_answered_at_once_that_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TURNED_AWAY_AT_ONCE", 1)
+    with (
+        running(tmp_path, limits=Limits(max_strangers=0), providers=[Vouching(None)]) as receiver,
+        receiver.connect() as one,
+        receiver.connect() as other,
+    ):
+        heard = sorted(wire.sock.recv(12) for wire in (one, other))
+        assert heard == [b"", b"HTTP/1.1 503"]
+        assert receiver.refusals() == {("busy",): 2}
 
 
 def test_a_device_for_which_there_is_no_room_tries_again(tmp_path: Path, source: Path) -> None:

@@ -43,17 +43,17 @@ def test_strangers_do_not_take_the_places_of_those_who_are_known() -> None:
     admission = Admission(Limits(max_connections=4, max_strangers=1))
     for connection in (1, 2, 3):
         admission.connect(connection)
-    admission.unknown(1)
-    with pytest.raises(Busy, match="1 connections are open of which it is not known who calls"):
-        admission.unknown(2)
+    admission.unwelcome(1)
+    with pytest.raises(Busy, match="1 connections are open of callers who are not known"):
+        admission.unwelcome(2)
     admission.leave(2)
     admission.identified(3, ANNA)
     admission.connect(4)
     admission.identified(1, BERT)  # over TLS, with its first request
-    admission.unknown(4)
+    admission.unwelcome(4)
     admission.leave(4)
     admission.connect(5)
-    admission.unknown(5)
+    admission.unwelcome(5)
 
 
 def test_being_identified_again_counts_once() -> None:
@@ -100,7 +100,7 @@ def test_no_limit_is_ever_exceeded_and_everything_is_given_back(
                 admission.connect(connection)
                 connected[connection] = None
             elif action == "u" and connected.get(connection, owner) is None:
-                admission.unknown(connection)
+                admission.unwelcome(connection)
             elif action == "i" and connection in connected:
                 admission.identified(connection, owner)
                 connected[connection] = owner
@@ -117,4 +117,4 @@ def test_no_limit_is_ever_exceeded_and_everything_is_given_back(
         admission.connect(connection)
         admission.identified(connection, ANNA)
     admission.connect(2)
-    admission.unknown(2)
+    admission.unwelcome(2)

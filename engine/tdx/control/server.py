@@ -42,6 +42,8 @@ HOUSEKEEPING_SECONDS: Final = 10.0
 EXPIRY_SECONDS: Final = 3600.0
 FIRST_BYTE_SECONDS: Final = 1.0
 """How long somebody who is turned away may take to show whether it speaks TLS."""
+TURNED_AWAY_AT_ONCE: Final = 64
+"""Answers to those for whom there is no room that may be under way; more such connections just end."""
 
 KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"})
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -77,6 +79,7 @@ class Server:
         self.folder_gone = asyncio.Event()
         """Set once the folder that is received into has been removed: there is nothing left to serve."""
         self._numbers = itertools.count()
+        self._turned_away = 0
 
     async def start(self) -> list[Endpoint]:
         """Recover the store, then listen; the addresses listened on."""
@@ -195,14 +198,16 @@ class Server:
             identity = await receiver.workers.asked(receiver.identities.identify, connection.link)
             caller = Caller(number, identity)
             self._count_in(caller)
-            if identity is None:
-                receiver.admission.unknown(number)
-            limits = receiver.limits
-            patience = limits.head_timeout if identity is None else limits.idle_timeout
+            limits, patience = receiver.limits, receiver.limits.idle_timeout
+            if not receiver.policy.allows(identity):
+                receiver.admission.unwelcome(number)
+                patience = limits.head_timeout
             connection = await self._callers.welcome(sock, patience)
             while await self._exchange(connection, caller):
                 pass
         except Busy as error:
+            # Whoever is shown out must not hold a place meanwhile.
+            receiver.admission.leave(number)
             await self._turn_away(connection, error)
         finally:
             connection.close()
@@ -277,13 +282,23 @@ class Server:
     async def _turn_away(self, connection: Connection, error: Busy) -> None:
         """Answer somebody for whom there is no room. Who begins a handshake would take an answer in
         plain for another protocol, and give up for good; a connection that ends is tried again."""
-        if connection.tls is None:
-            with contextlib.suppress(TimeoutError, OSError):
-                async with asyncio.timeout(FIRST_BYTE_SECONDS):
-                    if await first_byte(connection.sock) == TLS_HANDSHAKE:
-                        self._receiver.metrics.refused.add(1, (error.code,))
-                        return
-        await self._refuse(connection, error)
+        if self._turned_away >= TURNED_AWAY_AT_ONCE:
+            self._receiver.metrics.refused.add(1, (error.code,))
+            return
+        self._turned_away += 1
+        try:
+            if connection.tls is None and await self._begins_tls(connection):
+                self._receiver.metrics.refused.add(1, (error.code,))
+                return
+            await self._refuse(connection, error)
+        finally:
+            self._turned_away -= 1
+
+    async def _begins_tls(self, connection: Connection) -> bool:
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(FIRST_BYTE_SECONDS):
+                return await first_byte(connection.sock) == TLS_HANDSHAKE
+        return False
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:
         """Answer what could not be read as a request, and part."""

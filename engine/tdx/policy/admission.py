@@ -12,8 +12,8 @@ from tdx.model import Owner
 class Limits:
     """What one receiver takes. Times in seconds, sizes in bytes.
 
-    ``max_strangers`` are the connections of which it is not known who calls: strangers, and
-    devices that have yet to send their first request in TLS.
+    ``max_strangers`` are the connections of which it is not known who calls, or of somebody whom
+    the rules refuse: strangers, and devices that have yet to send their first request in TLS.
     ``min_body_rate`` is in bytes per second over a window of ``stall_timeout``: a body
     that trickles more slowly is cut off. ``max_file`` None: no limit but space.
     ``recheck_interval`` is how often it is asked again, during a long request, who is calling and
@@ -51,13 +51,13 @@ class Admission:
             raise Busy(f"{self._limits.max_connections} connections are open, which is the limit; try later")
         self._connections[connection] = None
 
-    def unknown(self, connection: int) -> None:
-        """It cannot be told who is calling, at least not yet. Busy: too many such, who must not
-        take the places of those who are known; answer so and close."""
+    def unwelcome(self, connection: int) -> None:
+        """It cannot be told who is calling, at least not yet, or the rules refuse them. Busy: too many
+        such, who must not take the places of those who may push; answer so and close."""
         if len(self._strangers) >= self._limits.max_strangers:
             raise Busy(
-                f"{self._limits.max_strangers} connections are open of which it is not known who calls, "
-                "which is the limit; try later"
+                f"{self._limits.max_strangers} connections are open of callers who are not known or not "
+                "let in, which is the limit; try later"
             )
         self._strangers.add(connection)
 

@@ -135,6 +135,14 @@ class Policy:
             return Grant(YOURSELF)
         raise Forbidden(f"rule `{DEFAULT}`: no rule allows {identity}; {_where_to_change(identity)}")
 
+    def allows(self, identity: Identity | None) -> bool:
+        """Whether :meth:`decide` grants anything."""
+        try:
+            self.decide(identity)
+        except Forbidden:
+            return False
+        return True
+
     def explain(self, identity: Identity) -> list[Verdict]:
         """Every rule that was looked at, in order; the last one decides."""
         verdicts: list[Verdict] = []
