@@ -19,13 +19,15 @@ from tdx.data.port import DescriptorSink
 from tdx.errors import Busy, NoSpace, NotFound, StorageError, UploadBusy
 from tdx.integrity import MIB, digest_of, extent_size_for, zero_digest
 from tdx.model import FileName, Span, UploadId, UploadSpec
+from tdx.store import datafile
 from tdx.store import upload as upload_module
+from tdx.store.datafile import WRITEBACK_WINDOW
 from tdx.store.gate import Phase
 from tdx.store.journal import RECORD_SIZE
 from tdx.store.local import LocalStore
 from tdx.store.port import Piece
 from tdx.store.syscalls import BTRFS, TMPFS
-from tdx.store.upload import WRITEBACK_WINDOW, LocalUpload
+from tdx.store.upload import LocalUpload
 
 DATA = content(4 * EXTENT)
 
@@ -431,7 +433,7 @@ def test_a_disk_that_takes_no_bytes_is_not_asked_for_ever(store: LocalStore) -> 
             return 0
 
     upload = store.create(spec(length=1))
-    upload._system = Full()
+    upload._data._system = Full()
     with pytest.raises(StorageError):
         upload.write_at(memoryview(b"x"), 0)
 
@@ -572,7 +574,7 @@ def test_the_reserve_is_never_promised(tmp_path: Path) -> None:
 def test_an_upload_of_unknown_length_stops_at_the_reserve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, spliced: bool
 ) -> None:
-    monkeypatch.setattr(upload_module, "SPACE_BYTES", 4 * EXTENT)
+    monkeypatch.setattr(datafile, "SPACE_BYTES", 4 * EXTENT)
     system = OnDisk()
     system.free = 100 * EXTENT
     store = LocalStore(tmp_path / "inbox", tmp_path / "state", reserve=50 * EXTENT, system=system)

@@ -20,6 +20,7 @@ from typing import Final
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
 from tdx.integrity import MIN_EXTENT
 from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.store.datafile import DataFile, Disk
 from tdx.store.folders import Folder, Unreadable, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
@@ -87,10 +88,9 @@ class LocalStore:
             undo.callback(receipts.close)
             self._receipts = receipts
             kind = system.filesystem(uploads)
-            self._writeback = kind not in IN_MEMORY
             self._preallocates = kind not in NO_PREALLOCATION
             self._session = Session(system.boot_id(), device, system.mount_id(uploads))
-            self._umask = system.umask()
+            self._disk = Disk(kind not in IN_MEMORY, system.umask(), self._unreserved)
             self._destination = Destination(system, self._tree, receipts, clock)
             self._resources = undo.pop_all()
 
@@ -159,11 +159,9 @@ class LocalStore:
             folder,
             spec,
             ledger,
+            DataFile(self._system, folder, spec.name, self._disk),
             self._destination,
-            writeback=self._writeback,
-            umask=self._umask,
-            unreserved=self._unreserved,
-            ended=self._forget,
+            self._forget,
         )
         with self._lock:
             self._running[upload.id] = upload

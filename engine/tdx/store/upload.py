@@ -15,30 +15,23 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
-from tdx.errors import NoSpace, NotFound, ProtocolError, StorageError, TdxError
-from tdx.integrity import MIB
-from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
+from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
+from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.ranges import RangeSet
+from tdx.store.datafile import DataFile
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
 from tdx.store.journal import Record, runs
 from tdx.store.ledger import Ledger
 from tdx.store.port import Piece
 from tdx.store.publish import Destination, DirectoryNotDurable
-from tdx.store.reading import digest_of_span, new_buffer, read_full
+from tdx.store.reading import new_buffer
 from tdx.store.rules import complete_length, lengthened, needed_bytes, refreshed
 from tdx.store.syscalls import System, failure
-
-WRITEBACK_WINDOW: Final = 8 * MIB
-"""Writing to disk is started each time a writer has filled one of these."""
 
 MARK_BYTES: Final = 1 << 30
 MARK_SECONDS: Final = 30.0
 """A durability mark is due when this much, or for this long, has gathered since the last."""
-
-
-SPACE_BYTES: Final = 16 * MIB
-"""Free space is looked at each time an upload of unknown length has grown by this much."""
 
 
 class LocalUpload:
@@ -55,25 +48,19 @@ class LocalUpload:
         folder: Folder,
         spec: UploadSpec,
         ledger: Ledger,
+        data: DataFile,
         destination: Destination,
-        *,
-        writeback: bool,
-        umask: int,
-        unreserved: Callable[[], int],
         ended: Callable[[UploadId], None],
     ) -> None:
-        """``ledger`` is that of the claimed ``folder``, whose data is open. ``unreserved`` tells the
-        bytes that are free on the disk beyond its reserve, cheaply. ``ended`` is
-        called once, when the claim is given up."""
+        """``ledger`` and ``data`` are those of the claimed ``folder``. ``ended`` is called once, when
+        the claim is given up."""
         self._system = system
         self._folder = folder
         self._spec = spec
         self._ledger = ledger
         self._state = ledger.state
+        self._data = data
         self._destination = destination
-        self._writeback = writeback
-        self._umask = umask
-        self._unreserved = unreserved
         self._ended = ended
         self._lock = ledger.lock
         self._describing = threading.Lock()
@@ -82,7 +69,6 @@ class LocalUpload:
         self._ruined = False
         self._placed: Receipt | None = None
         self._gathered = 0
-        self._grown = 0
         self._marked_at = system.monotonic()
         self._background: threading.Thread | None = None
         self._needed = needed_bytes(spec)
@@ -135,7 +121,7 @@ class LocalUpload:
             if self._gate.phase is Phase.ENDED or not self._needed:
                 return 0
             # Answered from memory, so it may be asked under the lock that keeps it open.
-            return max(0, self._needed - self._system.fstat(self._folder.data).st_blocks * 512)
+            return max(0, self._needed - self._data.taken())
 
     # --- bytes ------------------------------------------------------------------------
 
@@ -144,63 +130,22 @@ class LocalUpload:
         if length is not None and offset + len(data) > length:
             raise ProtocolError(f"{self._spec.name}: bytes beyond the length of {length}")
         with self._gate.inside():
-            self._grow(len(data))
-            try:
-                at = offset
-                rest = data
-                while len(rest):
-                    try:
-                        done = self._system.pwrite(self._folder.data, rest, at)
-                    except InterruptedError:
-                        continue
-                    if done == 0:
-                        raise StorageError(f"{self._spec.name}: the disk takes no more bytes")
-                    at += done
-                    rest = rest[done:]
-            except OSError as error:
-                raise failure(f"{self._spec.name}: cannot be written", error) from error
-            self._start_writeback(offset, len(data))
+            self._check_room(len(data))
+            self._data.write(data, offset)
 
     def wrote(self, offset: int, length: int) -> None:
         with self._gate.inside():
-            self._grow(length)
-            self._start_writeback(offset, length)
+            self._check_room(length)
+            self._data.wrote(offset, length)
 
-    def _grow(self, size: int) -> None:
-        """NoSpace once an upload whose length nobody could check has come to the disk's reserve."""
-        if self._spec.length is not None:
-            return
-        with self._lock:
-            self._grown += size
-            if self._grown < SPACE_BYTES:
-                return
-            self._grown = 0
-        try:
-            free = self._unreserved()
-        except OSError as error:
-            raise failure("free space cannot be told", error) from error
-        if free <= 0:
-            with self._lock:
-                # The next bytes ask again.
-                self._grown = SPACE_BYTES
-            raise NoSpace(f"{self._spec.name}: the disk is full up to its reserve", free=0)
-
-    def _start_writeback(self, offset: int, length: int) -> None:
-        first = offset // WRITEBACK_WINDOW
-        end = (offset + length) // WRITEBACK_WINDOW
-        if self._writeback and end > first:
-            # Only a hint: an error of the disk is for the next fdatasync to report.
-            with contextlib.suppress(OSError):
-                self._system.start_writeback(
-                    self._folder.data, first * WRITEBACK_WINDOW, (end - first) * WRITEBACK_WINDOW
-                )
+    def _check_room(self, size: int) -> None:
+        # Room for a known length was promised when the upload began.
+        if self._spec.length is None:
+            self._data.check_room(size)
 
     def read_at(self, view: memoryview, offset: int) -> int:
         with self._gate.inside():
-            try:
-                return read_full(self._system, self._folder.data, view, offset)
-            except OSError as error:
-                raise failure(f"{self._spec.name}: cannot be read", error) from error
+            return self._data.read(view, offset)
 
     # --- the journal --------------------------------------------------------------------
 
@@ -251,7 +196,7 @@ class LocalUpload:
                     return
                 covered = self._state.count
                 gathered = self._gathered
-            self._durably(lambda: self._system.fdatasync(self._folder.data))
+            self._durably(self._data.sync)
             with self._appending():
                 self._ledger.append([Record.mark(covered)])
             with self._lock:
@@ -277,7 +222,7 @@ class LocalUpload:
                     entry = self._state.entry(index)
                 if entry is None:
                     continue
-                same = self._digest_of(entry.piece.span, buffer) == entry.piece.digest
+                same = self._data.digest_of(entry.piece.span, buffer) == entry.piece.digest
                 with self._appending():
                     if self._state.entry(index) is not entry:
                         continue
@@ -288,13 +233,6 @@ class LocalUpload:
             if differing:
                 self._forget(differing)
         return frozenset(differing)
-
-    def _digest_of(self, span: Span, buffer: memoryview) -> bytes | None:
-        # Where the disk no longer gives the bytes, sending them again may mend it.
-        try:
-            return digest_of_span(self._system, self._folder.data, span, buffer)
-        except OSError:
-            return None
 
     def _sync_journal(self) -> None:
         self._durably(self._ledger.sync)
@@ -354,7 +292,13 @@ class LocalUpload:
             if self._placed is None:
                 self._gate.check_poison()
                 size = complete_length(self._spec, self._state)
-                self._settle_data(size)
+                if lost := self._state.beyond(self._data.size()):
+                    self._forget(lost)
+                    raise StorageError(
+                        f"{self._spec.name}: bytes that were stored are gone; they must be sent again"
+                    )
+                self._data.give_attributes(size, self._spec.mode, self._spec.mtime_ns)
+                self._durably(self._data.sync_all)
                 try:
                     self._placed = self._destination.place(
                         self._folder, self._spec, size=size, root=root, verified=verified
@@ -403,29 +347,6 @@ class LocalUpload:
     def _finish(self, receipt: Receipt) -> None:
         self._destination.finish(self._folder, receipt, self._spec.expires_after)
         self._give_up()
-
-    def _settle_data(self, size: int) -> None:
-        """Exact length, permission bits, mtime, and one fsync for these and the bytes."""
-        mode = 0o666 & ~self._umask if self._spec.mode is None else self._spec.mode & 0o777
-        data = self._folder.data
-        try:
-            found = self._system.fstat(data).st_size
-            if lost := self._state.beyond(found):
-                self._forget(lost)
-                raise StorageError(
-                    f"{self._spec.name}: bytes that were stored are gone; they must be sent again"
-                )
-            if found != size:
-                self._system.ftruncate(data, size)
-        except OSError as error:
-            raise failure(f"{self._spec.name}: cannot be given its length", error) from error
-        # Not every filesystem has permission bits, or room for every date.
-        with contextlib.suppress(OSError):
-            self._system.fchmod(data, mode)
-        if self._spec.mtime_ns is not None:
-            with contextlib.suppress(OSError, OverflowError):
-                self._system.utime(data, self._spec.mtime_ns)
-        self._durably(lambda: self._system.fsync(data))
 
     def _give_up(self) -> None:
         self._gate.end()
