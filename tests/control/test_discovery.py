@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,9 +22,12 @@ from tdx.control.discovery import (
     SERVICE,
     Presence,
     announcement_of,
+    find_device,
     presence_of,
 )
+from tdx.control.peers import list_peers
 from tdx.identity.port import Endpoint, Place
+from tdx.identity.settings import IdentitySettings, TailscaleSettings
 from tdx.identity.tls import TlsIdentities
 
 KEY: Final = "0123456789abcdef"
@@ -194,7 +199,12 @@ class Lan:
             ],
         )
         word = "announced" if announce else "listening"
-        wait_until(lambda: word in process.stderr + process.stdout, f"{name} is {word}")
+
+        def ready() -> bool:
+            assert process.running, process.log()
+            return word in process.stderr + process.stdout
+
+        wait_until(ready, f"{name} is {word}")
         return process
 
     def lies(self, key: str, port: int) -> None:
@@ -299,6 +309,20 @@ def test_peers_lists_who_is_announced_and_marks_strangers(lan: Lan) -> None:
     doctor = lan.run("doctor", "nas", "--size", "1M")
     assert doctor.code == 0, doctor.log()
     assert "says the local network" in doctor.stdout
+
+
+def test_a_machine_without_a_network_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unable() -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("zeroconf.asyncio.AsyncZeroconf", unable)
+    settings = IdentitySettings(tailscale=TailscaleSettings(enabled=False), discover=True)
+    complaints: list[str] = []
+    assert asyncio.run(list_peers(settings, tmp_path, 1.0, complaints.append)) == []
+    assert complaints == ["cannot look for devices on the local network: [Errno 19] No such device"]
+    assert asyncio.run(find_device("0" * 64)) == []
 
 
 def test_a_receiver_that_nobody_could_find_says_so(lan: Lan, processes: Processes, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tdx.config import format_address
+from tdx.errors import Unreachable
 from tdx.identity.port import Endpoint, Place
 from tdx.identity.rows import pack
 
@@ -69,8 +70,9 @@ class Announcement:
 
 
 async def look(seconds: float = LOOK_SECONDS, key: str | None = None) -> list[Announcement]:
-    """What is announced on the networks of this machine, in stable order; nothing where they cannot
-    be asked. With the ``key`` of a device only what names it, and no longer than it takes to hear that."""
+    """What is announced on the networks of this machine, in stable order. With the ``key`` of a
+    device only what names it, and no longer than it takes to hear that. Unreachable where nobody
+    can be asked."""
     from zeroconf import ServiceStateChange
     from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -101,8 +103,7 @@ async def look(seconds: float = LOOK_SECONDS, key: str | None = None) -> list[An
     try:
         asked = AsyncZeroconf()
     except (OSError, RuntimeError) as error:
-        log.warning("cannot look for devices on the local network: %s", error)
-        return []
+        raise Unreachable(f"cannot look for devices on the local network: {_reason(error)}") from error
     try:
         browser = AsyncServiceBrowser(asked.zeroconf, SERVICE, handlers=[on_change])
         with contextlib.suppress(TimeoutError):
@@ -119,8 +120,13 @@ async def look(seconds: float = LOOK_SECONDS, key: str | None = None) -> list[An
 
 
 async def find_device(key: str) -> list[Announcement]:
-    """What names the device of that key; see :data:`tdx.control.resolve.Find`."""
-    return await look(LOOK_SECONDS, key)
+    """What names the device of that key, as far as anybody can be asked; see
+    :data:`tdx.control.resolve.Find`."""
+    try:
+        return await look(LOOK_SECONDS, key)
+    except Unreachable as error:
+        log.warning("%s", error.message)
+        return []
 
 
 def announcement_of(info: ServiceInfo) -> Announcement | None:

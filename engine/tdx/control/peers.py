@@ -147,7 +147,11 @@ class _Asking:
         """What other machines announce."""
         if not self._discover:
             return []
-        found = await look(self._timeout)
+        try:
+            found = await look(self._timeout)
+        except Unreachable as error:
+            self._complain(error.message)
+            return []
 
         def elsewhere() -> list[Announcement]:
             return [each for each in found if not any(map(is_address_of_this_machine, each.addresses))]
