@@ -7,12 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tdx.config import state_directory
 from tdx.control.client import Client
 from tdx.control.dial import Dialer
-from tdx.control.discovery import find_device
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import FilePush, PushOptions
@@ -29,6 +28,9 @@ from tdx.metrics import Metrics
 from tdx.model import Outcome
 from tdx.policy.retry import RetryPolicy
 from tdx.version import VERSION
+
+if TYPE_CHECKING:
+    from tdx.control.resolve import Find
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class Sender:
         self._workers = Workers(bodies=MOST_STREAMS)
         devices = TlsIdentities(options.state or state_directory(os.environ))
         identities = identities_of(options.identity, os.getuid())
-        find = find_device if options.identity.discover else None
+        find: Find | None = None
+        if options.identity.discover:
+            from tdx.control.discovery import find_device as find
         dialer = Dialer(peer, identities, devices, self._workers, find=find)
         policy = RetryPolicy(retries=options.retries)
         self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
