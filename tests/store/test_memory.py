@@ -6,7 +6,7 @@ import pytest
 
 from store.conformance import Harness, StoreConformance
 from tdx.model import UploadId
-from tdx.store.memory import MemoryStore, Published
+from tdx.store.memory import MemoryStore
 
 
 class MemoryHarness:
@@ -22,19 +22,19 @@ class MemoryHarness:
         self.store.restart(reboot=reboot)
 
     def set_capacity(self, free: int) -> None:
-        self.store.capacity = free
+        self.store.disk.capacity = free
 
     def fail_syncs(self, *, failing: bool) -> None:
-        self.store.syncs_fail = failing
+        self.store.disk.syncs_fail = failing
 
     def put(self, path: str, data: bytes) -> None:
-        self.store.files[path] = Published(data, None, None)
+        self.store.disk.files[path] = data
 
     def published(self) -> dict[str, bytes]:
-        return {path: file.data for path, file in self.store.files.items()}
+        return dict(self.store.disk.files)
 
     def damage(self, upload: UploadId, offset: int) -> None:
-        self.store._staged[upload].data[offset] ^= 0x40
+        self.store.disk.staged[upload].data[offset] ^= 0x40
 
 
 class TestMemoryStore(StoreConformance):
