@@ -22,6 +22,9 @@ OWNER_PREFIX: Final = "tls:"
 LONGEST_NAME: Final = 64
 
 _FORMAT: Final = 1
+_LATEST: Final = 253_370_764_800
+"""The beginning of the year 9999, in any zone a date that can be shown."""
+_REASON: Final = 200
 _ADDRESS: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _HEX: Final = frozenset("0123456789abcdef")
 
@@ -162,8 +165,9 @@ class TrustStore:
         try:
             return _parsed(found[0])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = shown(str(error))[:_REASON]
             raise ConfigError(
-                f"{self.path}: is damaged ({error}); nobody is trusted until it is put back from a backup, "
+                f"{self.path}: is damaged ({reason}); nobody is trusted until it is put back from a backup, "
                 "or removed to start with no trusted devices"
             ) from error
 
@@ -227,20 +231,25 @@ def _entry(values: Any) -> Trusted:
         raise ValueError(f"not a name: {name!r}")
     if not isinstance(key, str) or not _is_key(key):
         raise ValueError(f"not a key: {key!r}")
-    if isinstance(added, bool) or not isinstance(added, int | float):
+    if isinstance(added, bool) or not isinstance(added, int | float) or not 0 <= added < _LATEST:
         raise ValueError(f"not a time: {added!r}")
     certificate = base64.b64decode(values["certificate"], validate=True)
-    return Trusted(name, key, certificate, _texts(addresses), float(added))
+    if not certificate:
+        raise ValueError(f"{name} has no certificate")
+    return Trusted(name, key, certificate, _addresses(addresses), float(added))
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _addresses(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError(f"not a list: {value!r}")
     items: list[Any] = [*value]
-    texts = tuple(item for item in items if isinstance(item, str) and item)
+    texts = tuple(item for item in items if isinstance(item, str))
     if len(texts) != len(items):
         raise ValueError(f"not a list of strings: {value!r}")
-    return texts
+    try:
+        return tuple(map(check_address, texts))
+    except UsageError as error:
+        raise ValueError(error.message) from None
 
 
 def _is_key(text: str) -> bool:
