@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from tdx.config import format_address
 from tdx.errors import Unreachable
+from tdx.identity.netdev import held
 from tdx.identity.port import Endpoint, Place
 from tdx.identity.rows import pack
 
@@ -167,8 +168,7 @@ def presence_of(listening: Iterable[Endpoint], meshes: Sequence[Place]) -> Prese
     Loopback, the meshes and IPv6's link-local addresses are left out: nobody finds this machine there
     by asking the local network.
     """
-    import ifaddr
-
+    here = held()
     own = {pack(place.host) for place in meshes}
     carriers = {place.interface for place in meshes}
     wanted: dict[int, set[bytes | None]] = {}
@@ -176,16 +176,15 @@ def presence_of(listening: Iterable[Endpoint], meshes: Sequence[Place]) -> Prese
         wanted.setdefault(endpoint.port, set()).add(pack(endpoint.host))
     found: dict[int, dict[str, None]] = {}
     interfaces: dict[str, None] = {}
-    for adapter in ifaddr.get_adapters():
-        texts = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
-        for text in texts:
-            packed = pack(text)
-            if packed is None or packed in own or adapter.name in carriers or not _is_elsewhere(text):
-                continue
-            for port, hosts in wanted.items():
-                if packed in hosts or bytes(len(packed)) in hosts:
-                    found.setdefault(port, {})[text] = None
-                    interfaces.update((each, None) for each in texts if len(pack(each) or b"") == 4)
+    for each in here:
+        text, packed = each.address, pack(each.address)
+        if packed is None or packed in own or each.interface in carriers or not _is_elsewhere(text):
+            continue
+        beside = [other.address for other in here if other.interface == each.interface]
+        for port, hosts in wanted.items():
+            if packed in hosts or bytes(len(packed)) in hosts:
+                found.setdefault(port, {})[text] = None
+                interfaces.update((other, None) for other in beside if len(pack(other) or b"") == 4)
     return Presence(
         tuple((port, tuple(sorted(addresses))) for port, addresses in sorted(found.items())),
         tuple(sorted(interfaces)),

@@ -15,6 +15,7 @@ from typing import Final, Self
 from tdx.config import DEFAULT_PORT, Address, format_address
 from tdx.control.connection import endpoint_of
 from tdx.errors import ConfigError, PairingFailed, ProtocolError, UnknownPeer, Unreachable, UsageError
+from tdx.identity.netdev import held
 from tdx.identity.pairing import LONGEST_SAID_NAME, Met, Pairing, Role, new_code
 from tdx.identity.tls import TlsIdentities
 from tdx.identity.trust import LONGEST_NAME, Trusted, check_name, name_fault
@@ -223,17 +224,9 @@ def _listen(address: Address | None) -> socket.socket:
 
 def _own_hosts() -> list[str]:
     """Addresses of this machine that other machines may reach, IPv4 first, then its name."""
-    import ifaddr
-
-    v4: list[str] = []
-    v6: list[str] = []
-    for adapter in ifaddr.get_adapters():
-        for each in adapter.ips:
-            if isinstance(each.ip, str):
-                v4.append(each.ip)
-            elif each.ip[2] == 0:  # one with a zone means nothing elsewhere
-                v6.append(each.ip[0])
-    hosts = [host for host in v4 + v6 if not host.startswith(("127.", "169.254.")) and host != "::1"]
+    found = [each.address for each in held() if each.zone == 0]  # one with a zone means nothing elsewhere
+    found.sort(key=lambda host: ":" in host)
+    hosts = [host for host in found if not host.startswith(("127.", "169.254.")) and host != "::1"]
     name = os.uname().nodename
     return [*hosts, name] if name and name != "localhost" else hosts or ["127.0.0.1"]
 

@@ -1,4 +1,4 @@
-"""A network interface of this machine, as the kernel describes it (netdevice(7)). Needs no privilege."""
+"""The network interfaces of this machine, as the kernel describes them (netdevice(7)). Needs no privilege."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import fcntl
 import socket
 import struct
+from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Final
 
@@ -16,6 +17,30 @@ ARPHRD_NONE: Final = 0xFFFE
 """The kind of an interface without link-layer addresses (linux/if_arp.h)."""
 
 _IFREQ: Final = struct.Struct("=16sH22x")  # ifreq: name, then the flags or the family of an address
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An address, without its zone, that an interface of this machine holds, and the ``prefix`` length of
+    its network. ``zone`` is 0 but for those that mean something on one interface only (RFC 4007)."""
+
+    interface: str
+    address: str
+    prefix: int
+    zone: int
+
+
+def held() -> list[Held]:
+    """Every address of this machine. OSError where the system does not list them."""
+    import ifaddr  # slow to import
+
+    return [
+        Held(adapter.name, ip.ip, ip.network_prefix, 0)
+        if isinstance(ip.ip, str)
+        else Held(adapter.name, ip.ip[0], ip.network_prefix, ip.ip[2])
+        for adapter in ifaddr.get_adapters()
+        for ip in adapter.ips
+    ]
 
 
 class Device:
@@ -35,14 +60,7 @@ class Device:
 
     def addresses(self) -> list[IPv4Interface | IPv6Interface]:
         """Its addresses with the networks that they are in; none where it is not there."""
-        import ifaddr  # slow to import
-
-        return [
-            ip_interface((ip.ip if isinstance(ip.ip, str) else ip.ip[0], ip.network_prefix))
-            for adapter in ifaddr.get_adapters()
-            if adapter.name == self.name
-            for ip in adapter.ips
-        ]
+        return [ip_interface((each.address, each.prefix)) for each in held() if each.interface == self.name]
 
     def _ask(self, request: int) -> int | None:
         asked = bytearray(_IFREQ.pack(self.name.encode(), 0))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tdx.errors import IdentityUnavailable
-from tdx.identity import procnet, sockdiag
+from tdx.identity import netdev, procnet, sockdiag
 from tdx.identity.local import interface_of, is_address_of_this_machine
 from tdx.identity.localapi import LocalApi, Node, Status, default_socket
 from tdx.identity.port import Endpoint, KnownPeer, Link, Place
@@ -200,18 +200,15 @@ class TailscaleProvider:
 def interfaces() -> dict[bytes, set[str]]:
     """The interfaces that hold each address of this machine. IdentityUnavailable where the
     system does not list them."""
-    import ifaddr
-
-    held: dict[bytes, set[str]] = {}
+    names: dict[bytes, set[str]] = {}
     try:
-        for adapter in ifaddr.get_adapters():
-            for each in adapter.ips:
-                packed = pack(each.ip if isinstance(each.ip, str) else each.ip[0])
-                if packed is not None:
-                    held.setdefault(packed, set()).add(adapter.name)
+        for each in netdev.held():
+            packed = pack(each.address)
+            if packed is not None:
+                names.setdefault(packed, set()).add(each.interface)
     except OSError as error:
         raise IdentityUnavailable(f"cannot list the interfaces of this machine: {error}") from error
-    return held
+    return names
 
 
 def _own_addresses(status: Status) -> set[bytes]:
