@@ -11,11 +11,10 @@ import pytest
 
 from store.faulty import FaultySystem
 from support.datakit import pattern
-from support.receiving import RunningReceiver, running
+from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
 from support.wire import Answer, chunked, head
 from tdx.policy.admission import Limits
-from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
 SIZE = EXTENT + 1000
@@ -261,8 +260,7 @@ class TestAfterAPowerCut:
 
     def test_an_offset_that_was_told_holds(self, tmp_path: Path) -> None:
         system = FaultySystem()
-        make = lambda folder, state: LocalStore(folder, state, reserve=0, system=system)  # noqa: E731
-        with running(tmp_path, make_store=make) as receiver:
+        with running(tmp_path, make_store=local_store(system)) as receiver:
             upload = open_upload(receiver, "f", SIZE, source=None)
             append(receiver, upload, 0, CONTENT[:1000])
             receiver.stop()
@@ -274,8 +272,7 @@ class TestAfterAPowerCut:
 
     def test_bytes_that_were_lost_end_the_upload(self, tmp_path: Path) -> None:
         system = FaultySystem()
-        make = lambda folder, state: LocalStore(folder, state, reserve=0, system=system)  # noqa: E731
-        with running(tmp_path, make_store=make) as receiver:
+        with running(tmp_path, make_store=local_store(system)) as receiver:
             upload = open_upload(receiver, "f", SIZE, source=None)
             append(receiver, upload, 0, CONTENT[:EXTENT])
             (staged,) = receiver.staged()

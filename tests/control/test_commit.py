@@ -9,11 +9,10 @@ import pytest
 
 from store.faulty import FaultySystem
 from support.datakit import pattern
-from support.receiving import RunningReceiver, running
+from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
 from support.wire import eventually, head
 from tdx.integrity import Root
-from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
 SIZE = 3 * EXTENT + 1000
@@ -255,8 +254,7 @@ class TestIdentical:
 class TestFailingDisk:
     def test_a_failed_sync_loses_only_what_was_not_durable_and_is_repaired(self, tmp_path: Path) -> None:
         system = FaultySystem()
-        make = lambda folder, state: LocalStore(folder, state, reserve=0, system=system)  # noqa: E731
-        with running(tmp_path, make_store=make) as receiver:
+        with running(tmp_path, make_store=local_store(system)) as receiver:
             upload = sent(receiver)
             failures = iter([True])
 

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from support.paired import introduce, trust
-from support.receiving import RunningReceiver, running
+from support.receiving import RunningReceiver, local_store, running
 from support.vouching import Vouching
 from support.wire import eventually
 from tdx.control import messages, probing
@@ -33,7 +33,6 @@ from tdx.metrics import Metrics
 from tdx.model import Conflict, FileName
 from tdx.policy.retry import RetryPolicy
 from tdx.policy.rules import Policy, Rule
-from tdx.store.local import LocalStore
 from tdx.version import VERSION
 
 SIZE: Final = 4 << 20
@@ -247,10 +246,7 @@ def test_what_is_too_small_is_not_measured(receiver: RunningReceiver, tmp_path: 
 
 
 def test_no_space_is_73_and_nothing_is_sent(tmp_path: Path) -> None:
-    def full(folder: Path, state: Path) -> LocalStore:
-        return LocalStore(folder, state, reserve=1 << 60)
-
-    with running(tmp_path, make_store=full) as receiver:
+    with running(tmp_path, make_store=local_store(reserve=1 << 60)) as receiver:
         code, steps = examine(receiver.peer, tmp_path)
         assert code == 73
         assert [step.name for step in steps if step.state is State.FAILED] == ["space"]

@@ -10,7 +10,7 @@ import pytest
 
 from store.faulty import FaultySystem, nothing
 from support.datakit import pattern
-from support.receiving import RunningReceiver, running
+from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
 from support.wire import Answer, eventually
 from tdx.store.local import LocalStore
@@ -83,8 +83,7 @@ def test_after_a_takeover_is_answered_nothing_of_the_older_run_is_written(tmp_pa
 
 def test_a_body_that_slips_in_while_the_epoch_is_raised_is_cut_off_too(tmp_path: Path) -> None:
     system = FaultySystem()
-    make = lambda folder, state: LocalStore(folder, state, reserve=0, system=system)  # noqa: E731
-    with running(tmp_path, make_store=make) as receiver:
+    with running(tmp_path, make_store=local_store(system)) as receiver:
         old = open_upload(receiver, "f", SIZE)
         old.put(receiver, 2 * EXTENT, CONTENT[2 * EXTENT :], SIZE)
         slow, go_on = threading.Event(), threading.Event()

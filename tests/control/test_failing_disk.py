@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from store.faulty import FaultySystem
-from support.receiving import RunningReceiver, running
+from support.receiving import RunningReceiver, local_store, running
 from support.uploading import open_upload
 from tdx.errors import StorageError
 from tdx.integrity import digest_of
 from tdx.model import Receipt
-from tdx.store.local import LocalStore
 from tdx.store.receipts import Receipts
 
 CONTENT = b"small enough for one extent"
@@ -28,10 +27,7 @@ def system() -> FaultySystem:
 
 @pytest.fixture
 def receiver(tmp_path: Path, system: FaultySystem) -> Iterator[RunningReceiver]:
-    def make(folder: Path, state: Path) -> LocalStore:
-        return LocalStore(folder, state, reserve=0, system=system)
-
-    with running(tmp_path, make_store=make) as started:
+    with running(tmp_path, make_store=local_store(system)) as started:
         yield started
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.datakit import pattern
-from support.receiving import RunningReceiver, in_background, push, running
+from support.receiving import RunningReceiver, in_background, local_store, push, running
 from tdx.control import ending
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
@@ -30,7 +30,6 @@ from tdx.integrity import Root, digest_of
 from tdx.metrics import Metrics
 from tdx.model import Conflict, Outcome
 from tdx.policy.rules import Policy, Rule
-from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
 SIZES = [0, 1, 65536, 65537, EXTENT - 1, EXTENT, EXTENT + 1, 2 * EXTENT, 3 * EXTENT + 12345]
@@ -220,10 +219,7 @@ def test_pushes_over_one_sender_share_a_connection_and_are_counted(
 
 class TestRefused:
     def test_a_full_disk_is_refused_before_the_first_byte(self, tmp_path: Path) -> None:
-        def full(folder: Path, state: Path) -> LocalStore:
-            return LocalStore(folder, state, reserve=1 << 60)
-
-        with running(tmp_path, make_store=full) as receiver:
+        with running(tmp_path, make_store=local_store(reserve=1 << 60)) as receiver:
             for size in (10, 3 * EXTENT):
                 with pytest.raises(NoSpace):
                     push(receiver.peer, source_of(tmp_path, pattern(size)), tmp_path / "sender")

@@ -12,7 +12,7 @@ import pytest
 from store.faulty import FaultySystem
 from support.datakit import pattern
 from support.proxy import Fault, always, at_random, mistreating, once
-from support.receiving import RunningReceiver, in_background, push, running
+from support.receiving import RunningReceiver, in_background, local_store, push, running
 from support.vouching import Vouching
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
@@ -28,7 +28,6 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.metrics import Metrics
-from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
 SIZE = 5 * EXTENT + 12345
@@ -285,15 +284,12 @@ class TestDisk:
     ) -> None:
         system = FaultySystem()
 
-        def make(folder: Path, state: Path) -> LocalStore:
-            return LocalStore(folder, state, reserve=0, system=system)
-
         def full(name: str, arguments: tuple[object, ...]) -> None:
             offset = arguments[2] if name == "pwrite" else None
             if isinstance(offset, int) and offset >= 3 * EXTENT:
                 raise OSError(28, "No space left on device")
 
-        with running(tmp_path, make_store=make, pump="buffered") as receiver:
+        with running(tmp_path, make_store=local_store(system), pump="buffered") as receiver:
             system.before = full
             with pytest.raises(NoSpace):
                 push(receiver.peer, source, tmp_path / "sender", streams=1)
@@ -308,10 +304,7 @@ class TestDisk:
         system = FaultySystem()
         failures = iter([True])
 
-        def make(folder: Path, state: Path) -> LocalStore:
-            return LocalStore(folder, state, reserve=0, system=system)
-
-        with running(tmp_path, make_store=make) as receiver:
+        with running(tmp_path, make_store=local_store(system)) as receiver:
 
             def fail_once(name: str, arguments: tuple[object, ...]) -> None:
                 if (

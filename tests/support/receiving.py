@@ -28,8 +28,14 @@ from tdx.metrics import Labels, Metrics
 from tdx.policy.admission import Limits
 from tdx.store.local import LocalStore
 from tdx.store.port import Store
+from tdx.store.syscalls import System
 
 T = TypeVar("T")
+
+
+def local_store(system: System | None = None, *, reserve: int = 0) -> Callable[[Path, Path], Store]:
+    """What makes the store of a receiver, the same ``system`` at every start."""
+    return lambda folder, state: LocalStore(folder, state, reserve=reserve, system=system)
 
 
 @dataclass
@@ -39,7 +45,7 @@ class RunningReceiver:
     folder: Path
     state: Path
     limits: Limits = field(default_factory=Limits)
-    make_store: Callable[[Path, Path], Store] = lambda folder, state: LocalStore(folder, state, reserve=0)
+    make_store: Callable[[Path, Path], Store] = field(default_factory=local_store)
     pump: str | None = None
     names: frozenset[str] = frozenset()
     allowed_origins: frozenset[str] = frozenset()
