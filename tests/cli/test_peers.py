@@ -9,8 +9,8 @@ import pytest
 
 from support import localapi
 from support.commands import RunningReceiver, Tdx, parsed
+from support.devices import introduce, trust
 from support.localapi import ALICE, BOB, NONSENSE, LocalApiServer, peer_of, status_of
-from support.paired import introduce, trust
 from tdx.identity.tls import TlsIdentities
 
 

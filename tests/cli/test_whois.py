@@ -12,8 +12,8 @@ import pytest
 
 from support import localapi
 from support.commands import RunningReceiver, Tdx, parsed
+from support.devices import trust
 from support.localapi import ALICE, NONSENSE, LocalApiServer, peer_of, status_of, whois_of
-from support.paired import trust
 from tdx.identity.local import user_name
 from tdx.identity.tls import TlsIdentities
 

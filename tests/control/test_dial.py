@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.paired import trust
+from support.devices import trust
 from support.vouching import Meshing, Vouching
 from tdx.control.dial import Dialer
 from tdx.control.resolve import Peer

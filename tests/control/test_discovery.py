@@ -14,7 +14,7 @@ import ifaddr
 import pytest
 from zeroconf import ServiceInfo
 
-from support.paired import trust
+from support.devices import trust
 from support.processes import PROGRAM, Processes, Running, reaped, wait_until
 from support.spaces import THERE, Cable, cable
 from tdx.control.discovery import (

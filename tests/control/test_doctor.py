@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from support.paired import introduce, trust
+from support.devices import introduce, trust
 from support.receiving import RunningReceiver, local_store, running
 from support.vouching import Vouching
 from support.wire import eventually

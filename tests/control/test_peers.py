@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.paired import introduce, trust
+from support.devices import introduce, trust
 from support.processes import PROGRAM, Processes, Receiver, Running, reaped
 from support.receiving import RunningReceiver
 from support.vouching import Meshing

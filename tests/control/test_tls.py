@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.datakit import pattern
-from support.paired import introduce, trust
+from support.devices import introduce, trust
 from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, push, running
 from support.vouching import Vouching

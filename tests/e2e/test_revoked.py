@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from support.content import MIB, random_file
+from support.devices import introduce
 from support.lan import PORT, SETTINGS, Laptop, Nas, failed
-from support.paired import introduce
 from support.processes import Curl, Processes, Push, wait_until
 from support.spaces import THERE, Cable, cable
 from tdx.identity.tls import TlsIdentities

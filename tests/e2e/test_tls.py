@@ -13,10 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from support.content import MIB, random_file
-from support.devices import make
+from support.devices import introduce, make
 from support.lan import PORT, Laptop, Nas
 from support.middle import forged, meddling, terminating
-from support.paired import introduce
 from support.processes import Processes, wait_until
 from support.spaces import THERE, Cable, Ear, cable
 from tdx.identity.tls import TlsIdentities

@@ -10,11 +10,17 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from support.devices import context_with, introduce, make, meet, trusted
+from support.devices import context_with, make, meet, trusted
 from tdx.errors import ConfigError
 from tdx.identity.tls import TlsIdentities, identity_of
 from tdx.identity.trust import Trusted
 from tdx.model import Identity, Owner
+
+
+def introduce(one: TlsIdentities, other: TlsIdentities, names: tuple[str, str] = ("one", "other")) -> None:
+    """Each trusts the other from now on."""
+    one.trust.add(trusted(other.device, names[1]))
+    other.trust.add(trusted(one.device, names[0]))
 
 
 @pytest.fixture

@@ -30,10 +30,18 @@ def trusted(device: Device, name: str, *addresses: str) -> Trusted:
     return Trusted(name, device.key, device.certificate, addresses, 1.0)
 
 
-def introduce(one: TlsIdentities, other: TlsIdentities, names: tuple[str, str] = ("one", "other")) -> None:
-    """Each trusts the other from now on."""
-    one.trust.add(trusted(other.device, names[1]))
-    other.trust.add(trusted(one.device, names[0]))
+def trust(state: Path, name: str, other: Path, *addresses: str) -> Trusted:
+    """Let the device whose state is ``state`` trust that of ``other`` under ``name``."""
+    entry = trusted(TlsIdentities(other).device, name, *addresses)
+    TlsIdentities(state).trust.add(entry, replace=True)
+    return entry
+
+
+def introduce(receiver: Path, sender: Path, address: str) -> None:
+    """Let a receiver and a sender trust each other as ``nas`` (at ``address``) and ``laptop``, as
+    after a pairing."""
+    trust(sender, "nas", receiver, address)
+    trust(receiver, "laptop", sender)
 
 
 @dataclass(frozen=True)
