@@ -74,21 +74,17 @@ def command(peer: str, as_json: bool, size: int, config: Path | None, state: Pat
 async def _until_stopped(doctor: Doctor) -> int:
     """Run it; the first signal makes it take back what it has sent, the second ends the process."""
     import asyncio
-    import os
     import signal
 
+    from tdx.control.signals import StopSignals
     from tdx.errors import Interrupted
-    from tdx_cli.main import INTERRUPTED
 
-    loop, stopped = asyncio.get_running_loop(), False
+    loop, signals = asyncio.get_running_loop(), StopSignals()
     running = asyncio.create_task(doctor.run())
 
-    def on_signal(*_: object) -> None:
-        nonlocal stopped
-        if stopped:
-            os._exit(INTERRUPTED)
-        stopped = True
-        loop.call_soon_threadsafe(running.cancel)
+    def on_signal(number: int, _frame: object) -> None:
+        if signals.is_first(number):
+            loop.call_soon_threadsafe(running.cancel)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not the loop's own handlers: those leave moments in which a signal kills outright.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import signal
 import time
 from collections.abc import Iterable
@@ -17,11 +16,12 @@ from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
+from tdx.control.signals import StopSignals
 from tdx.errors import Interrupted, TdxError, TimedOut, UnknownPeer, Unreachable
 from tdx.model import Conflict, shown
 from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.exits import worst
-from tdx_cli.main import INTERNAL, INTERRUPTED
+from tdx_cli.main import INTERNAL
 from tdx_cli.plan import Item, LeftOut
 from tdx_cli.report import OUTCOMES, Ending, Failure, Report
 from tdx_cli.text import seconds_of, warn
@@ -60,6 +60,7 @@ class Run:
         self._stopped: TdxError | None = None
         self._hopeless: TdxError | None = None
         self._remains = KEPT
+        self._signals = StopSignals()
 
     async def push(self, items: Iterable[Item | LeftOut]) -> int:
         """Push everything; the exit code. After a stop, what has not begun is not begun."""
@@ -98,9 +99,10 @@ class Run:
     # --- stopping --------------------------------------------------------------
 
     def _on_signal(self, loop: asyncio.AbstractEventLoop, number: int, _frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            # Not through the loop: it may be waiting for a thread that waits for a disk.
-            signal.signal(each, _exit_at_once)
+        # A second one ends the process here, not through the loop: that may be waiting for a thread
+        # that waits for a disk.
+        if not self._signals.is_first(number):
+            return
         name = signal.Signals(number).name
         loop.call_soon_threadsafe(lambda: self._stop(Interrupted(f"stopped by {name}; {self._remains}")))
 
@@ -203,8 +205,3 @@ def _ending(item: Item, result: PushResult) -> Ending:
         root=result.root,
         path=result.path,
     )
-
-
-def _exit_at_once(_number: int, _frame: FrameType | None) -> None:
-    """The second signal: whoever sends it has waited long enough."""
-    os._exit(INTERRUPTED)

@@ -354,8 +354,9 @@ def test_a_report_that_cannot_be_written_is_74(tdx: Tdx, receiver: RunningReceiv
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice, as timeout does"])
 def test_a_stopped_push_of_standard_input_leaves_nothing_and_says_so(
-    number: int, tdx: Tdx, receiver: RunningReceiver
+    number: int, times: int, tdx: Tdx, receiver: RunningReceiver
 ) -> None:
     process = subprocess.Popen(
         [*COMMAND, "push", "-", receiver.address, "--name", "endless", "--json"],
@@ -371,7 +372,8 @@ def test_a_stopped_push_of_standard_input_leaves_nothing_and_says_so(
         process.stdin.write(bytes(17 * MIB))
         events = events_of(process)
         next(event for event in events if event["event"] == "progress" and event["sent_bytes"] == 16 * MIB)
-        process.send_signal(number)
+        for _ in range(times):
+            process.send_signal(number)
         *_, last = events
         said = process.stderr.read().decode()
         assert process.wait(PATIENCE) == 75

@@ -17,8 +17,9 @@ from tdx.control.loop import loop_factory
 from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
+from tdx.control.signals import StopSignals
 from tdx.control.workers import Workers
-from tdx.errors import ConfigError, Interrupted
+from tdx.errors import ConfigError
 from tdx.export.prometheus import serve_metrics
 from tdx.identity.port import Endpoint
 from tdx.identity.providers import identities_of
@@ -82,17 +83,16 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
 
     ConfigError where the folder or an address cannot be used.
     """
-    stop = asyncio.Event()
+    stop, signals = asyncio.Event(), StopSignals()
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
         # Whatever is under way survives a kill: who asks twice need not wait for a slow disk.
-        if stop.is_set():
-            os._exit(Interrupted.exit_code)
-        stop.set()
+        if signals.is_first(number):
+            stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to tell it to
     _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
