@@ -16,9 +16,10 @@ from tdx.control.dial import Dialer
 from tdx.control.resolve import Peer
 from tdx.control.workers import Workers
 from tdx.errors import Forbidden, IdentityUnavailable, TdxError, UnknownPeer, Unreachable, UsageError
-from tdx.identity.port import Link
+from tdx.identity.port import Endpoint, Link
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
+from tdx.model import Identity, Owner
 
 MESH = "127.0.0.88"
 
@@ -118,6 +119,20 @@ def test_a_mesh_without_an_interface_cannot_vouch_for_who_answers(tmp_path: Path
 def test_another_users_receiver_on_this_machine_is_refused(tmp_path: Path) -> None:
     with listener() as sock, pytest.raises(Forbidden, match="belongs to somebody, not to you"):
         dial(Peer(MESH, port_of(sock)), tmp_path, None, [Vouching("local:4242", own=False)])
+
+
+def test_a_connection_that_another_user_accepted_before_ones_own_receiver_listened_is_refused(
+    tmp_path: Path,
+) -> None:
+    class Squatted(Vouching):
+        def whois(self, link: Link) -> Identity | None:
+            return Identity(Owner("local:4242"), "local", "squatter", "here")
+
+        def confirms(self, destination: Endpoint) -> Identity | None:
+            return super().whois(Link(destination, destination))
+
+    with listener() as sock, pytest.raises(Forbidden, match="belongs to squatter, not to you"):
+        dial(Peer(MESH, port_of(sock)), tmp_path, None, [Squatted("local:1")])
 
 
 def test_a_mesh_that_is_silent_is_worth_another_try(tmp_path: Path) -> None:

@@ -115,6 +115,17 @@ def test_a_dropped_connection_is_made_again(
     assert tally.retries > 0
 
 
+def test_an_address_that_has_become_another_machines_does_not_hide_the_one_that_is_right(
+    receiver: RunningReceiver, sender: Path, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    with running(tmp_path / "other") as other:
+        addresses = (f"127.0.0.1:{other.port}", f"127.0.0.1:{receiver.port}")
+        trust(sender, "nas", receiver.state, *addresses)
+        push(NAS, source, sender, sender=options(sender))
+        assert (sorted(receiver.visible()), other.visible()) == (["disk.img"], {})
+
+
 class TestKeptOut:
     def check(self, receiver: RunningReceiver, source: Path, state: Path, reason: str) -> str:
         with pytest.raises(Forbidden, match=reason) as caught:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from tdx.control.connection import Connection, endpoint_of
+from tdx.control.connection import Connection, endpoint_of, link_of
 from tdx.control.resolve import Peer, Resolver, Route
 from tdx.control.wire import PlainWire, TlsWire, failure
 from tdx.control.workers import Workers
@@ -73,23 +73,30 @@ class Dialer:
             raise failed from None
 
     async def _try(self, routes: Iterable[Route]) -> Connection:
+        """The first of the routes that leads to the peer. Where none does, a refusal at one counts for
+        more than silence at another."""
         failures: list[str] = []
+        refusals: list[TdxError] = []
         for route in routes:
             sock = socket.socket(route.family, socket.SOCK_STREAM)
             try:
                 await self._connect(sock, route)
                 if route.trusted is not None:
                     return await self._secure(sock, route, route.trusted)
-                await self._confirm(route)
+                await self._confirm(sock, route)
                 return Connection(PlainWire(sock), self._workers.bodies, route.authority)
             except TimeoutError:
                 failures.append("no answer")
             except OSError as error:
                 failures.append(os.strerror(error.errno).lower() if error.errno else str(error))
+            except TdxError as error:
+                refusals.append(error)
             except BaseException:
                 sock.close()
                 raise
             sock.close()
+        if refusals:
+            raise next((each for each in refusals if each.permanent), refusals[0])
         raise Unreachable(
             f"cannot reach {self.peer}: {'; '.join(dict.fromkeys(failures))}; is `tdx serve` running there?"
         )
@@ -125,7 +132,7 @@ class Dialer:
             wrapped.close()
             raise
 
-    async def _confirm(self, route: Route) -> None:
+    async def _confirm(self, sock: socket.socket, route: Route) -> None:
         """Forbidden unless the one who listens there is the peer; plain HTTP proves nothing itself."""
         identity = await self._who(route)
         if identity is None:
@@ -142,9 +149,12 @@ class Dialer:
                 " goes only to receivers of this machine and of its meshes; pair the two with `tdx pair`"
             )
         if identity.provider == LOCAL:
-            if not identity.own:
+            # Another user may have accepted this connection, and left the port to our own receiver since.
+            holder = await self._workers.asked(self._identities.accepted, link_of(sock)) or identity
+            if not (identity.own and holder.own):
+                whose = (identity if holder.own else holder).user
                 raise Forbidden(
-                    f"the receiver at {self.peer} belongs to {identity.user}, not to you; nothing was sent"
+                    f"the receiver at {self.peer} belongs to {whose}, not to you; nothing was sent"
                 )
         elif route.interface is None:
             raise Forbidden(

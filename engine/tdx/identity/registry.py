@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tdx.errors import IdentityUnavailable
+from tdx.identity.local import NAME as LOCAL
 from tdx.identity.port import Endpoint, KnownPeer, Link, Mesh, Place, Provider
 from tdx.model import Identity
 
@@ -38,6 +39,14 @@ class Identities:
         """Who listens at ``destination``, as the sender asks. Blocks briefly. IdentityUnavailable
         where a provider fails: asking again later may help."""
         return self._ask(destination.host, lambda provider: provider.confirms(destination))
+
+    def accepted(self, link: Link) -> Identity | None:
+        """For a sender: who of this machine has accepted its connection ``link``, whoever listens
+        there now; None where nobody has yet. Blocks briefly."""
+        for provider in self._providers:
+            if provider.name == LOCAL and provider.covers(link.remote.host):
+                return provider.whois(link)
+        return None
 
     def interface(self, address: str) -> str | None:
         """The interface to reach ``address`` by, where it is one of a mesh."""
