@@ -48,7 +48,7 @@ def command(peer: str, as_json: bool, size: int, config: Path | None, state: Pat
     import asyncio
     import os
 
-    from tdx.config import load_identity, state_directory
+    from tdx.config import load_identity, load_state
     from tdx.control.doctor import Doctor
     from tdx.control.resolve import Peer
 
@@ -62,7 +62,7 @@ def command(peer: str, as_json: bool, size: int, config: Path | None, state: Pat
         doctor = Doctor(Peer.parse(peer), settings, kept, size, report, size_of)
         return await _until_stopped(doctor)
 
-    settings, kept = load_identity(config, os.environ), state or state_directory(os.environ)
+    settings, kept = load_identity(config, os.environ), state or load_state(config, os.environ)
     code = asyncio.run(examine())
     if as_json:
         first = next((step.name for step in steps if step.exit_code), None)

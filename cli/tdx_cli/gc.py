@@ -48,10 +48,10 @@ def command(folder: Path | None, older_than: float | None, as_json: bool, state:
     import os
     import time
 
-    from tdx.config import state_directory
+    from tdx.config import load_state
     from tdx.store.digestlog import DigestLog
 
-    state = state or state_directory(os.environ)
+    state = state or load_state(None, os.environ)
     now = time.time()
     removed = [] if folder is None else _expire(folder, state, now, older_than)
     logs = DigestLog.prune(state / "digests", now, DIGESTS_KEPT if older_than is None else older_than)

@@ -27,13 +27,13 @@ def command(certificate: bool, as_json: bool, state: Path | None) -> None:
     import os
     import ssl
 
-    from tdx.config import state_directory
+    from tdx.config import load_state
     from tdx.errors import UsageError
     from tdx.identity.tls import TlsIdentities
 
     if certificate and as_json:
         raise UsageError("--json has the certificate in it already; leave --certificate out")
-    device = TlsIdentities(state or state_directory(os.environ)).device
+    device = TlsIdentities(state or load_state(None, os.environ)).device
     pem = ssl.DER_cert_to_PEM_cert(device.certificate)
     if certificate:
         say(pem.rstrip("\n"))

@@ -63,7 +63,7 @@ def command(
     the other machine printed them: pair with it. Afterwards each may push to the other."""
     import os
 
-    from tdx.config import parse_address, state_directory
+    from tdx.config import load_state, parse_address
     from tdx.control.pairing import Terms, answer
     from tdx.errors import ConfigError, UsageError
     from tdx.identity.tls import TlsIdentities
@@ -72,7 +72,7 @@ def command(
         raise UsageError("tdx pair takes HOST:PORT and CODE, as the other machine printed them, or neither")
     if where and listen is not None:
         raise UsageError("--listen is for the machine that makes the code, which takes no arguments")
-    tls = TlsIdentities(state or state_directory(os.environ))
+    tls = TlsIdentities(state or load_state(None, os.environ))
     terms = Terms(name, alias, port)
     if where:
         try:

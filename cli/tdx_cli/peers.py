@@ -49,11 +49,11 @@ def command(as_json: bool, timeout: float, config: Path | None, state: Path | No
     import asyncio
     import os
 
-    from tdx.config import load_identity, state_directory
+    from tdx.config import load_identity, load_state
     from tdx.control.peers import list_peers
 
     settings = load_identity(config, os.environ)
-    seen = asyncio.run(list_peers(settings, state or state_directory(os.environ), timeout, warn))
+    seen = asyncio.run(list_peers(settings, state or load_state(config, os.environ), timeout, warn))
     if as_json:
         for each in seen:
             say(json.dumps(_document(each), separators=(",", ":")))

@@ -105,14 +105,14 @@ def command(
     from tdx_cli import plan
 
     plan.check(paths, name=name, resume=resume, digest=digest)
-    from tdx.config import load_identity, state_directory
+    from tdx.config import load_identity, load_state
     from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
     from tdx.model import Conflict
     from tdx_cli.pushing import Run, Wishes
 
     peer = Peer.parse(given_peer)
-    kept = state or state_directory(os.environ)
+    kept = state or load_state(config, os.environ)
     several = len(paths) > 1 or (recursive and Path(paths[0]).is_dir())
     wishes = Wishes(
         peer=peer,

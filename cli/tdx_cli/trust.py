@@ -114,10 +114,10 @@ def say_json(event: str, trusted: Trusted) -> None:
 def _store(state: Path | None) -> TrustStore:
     import os
 
-    from tdx.config import state_directory
+    from tdx.config import load_state
     from tdx.identity.trust import TrustStore
 
-    return TrustStore(state or state_directory(os.environ))
+    return TrustStore(state or load_state(None, os.environ))
 
 
 def _certificate(file: IO[bytes]) -> bytes:

@@ -39,11 +39,11 @@ def command(address: str, as_json: bool, config: Path | None, state: Path | None
     """
     import os
 
-    from tdx.config import load_identity, state_directory
+    from tdx.config import load_identity, load_state
     from tdx.control.whois import whois
 
     settings = load_identity(config, os.environ)
-    found = whois(address, settings, state or state_directory(os.environ))
+    found = whois(address, settings, state or load_state(config, os.environ))
     for number, each in enumerate(found):
         if as_json:
             say(json.dumps(_document(each), separators=(",", ":")))

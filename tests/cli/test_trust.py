@@ -114,3 +114,18 @@ def test_every_flag_is_documented() -> None:
         assert [
             flag for option in each.params for flag in option.opts if flag[0] == "-" and flag not in text
         ] == []
+
+
+def test_who_is_trusted_by_hand_is_trusted_by_a_receiver_that_keeps_state_elsewhere(
+    tdx: Tdx, tmp_path: Path
+) -> None:
+    config = tmp_path / "tdx.toml"
+    config.write_text(f'state = "{tmp_path / "kept"}"\n')
+    pem = Tdx(tmp_path / "other")("id", "--certificate").stdout
+    here = {"TDX_CONFIG": str(config)}
+    assert tdx("trust", "add", "laptop", "-", input=pem, env=here).returncode == 0
+    assert tdx("id", env=here).returncode == 0
+    assert {each.name for each in (tmp_path / "kept").iterdir()} >= {"trust.json", "device"}
+    assert tdx("trust", "list").stdout == ""
+    for asks in (("whois", "laptop"), ("policy", "check", "laptop")):
+        assert tdx(*asks, "--config", config).returncode == 0, asks

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdx.config import load, load_identity, merge
+from tdx.config import load, load_identity, load_state, merge
 from tdx.errors import ConfigError
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
 
@@ -19,6 +19,20 @@ PEER = f'[[wireguard]]\ninterface = "wg0"\n[[wireguard.peer]]\nname = "laptop"\n
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "tdx.toml"
+
+
+def test_every_command_keeps_state_where_the_receivers_file_says(file: Path) -> None:
+    file.write_text('dir = "in"\nstate = "kept"\n')
+    elsewhere = {"TDX_STATE_DIR": "/elsewhere"}
+    assert load_state(file, elsewhere) == file.parent / "kept"
+    assert load_state(None, {**elsewhere, "TDX_CONFIG": str(file)}) == file.parent / "kept"
+    assert load_state(file, elsewhere) == merge(load(file), {}, elsewhere).state
+
+
+def test_without_a_word_about_state_in_the_file_the_environment_says_where_it_is(file: Path) -> None:
+    file.write_text('dir = "in"\n')
+    elsewhere = {"TDX_STATE_DIR": "/elsewhere", "XDG_CONFIG_HOME": str(file.parent)}
+    assert load_state(file, elsewhere) == Path("/elsewhere")
 
 
 def test_a_sender_reads_of_the_receivers_file_what_both_share(file: Path) -> None:

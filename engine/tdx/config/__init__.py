@@ -21,7 +21,8 @@ A receiver's file looks like this; every key is optional, ``dir`` may come from 
     into = "backups"
     quota = "50G"
 
-Senders read the same file (:func:`load_identity`) for what both ends share::
+Senders read the same file (:func:`load_identity`, :func:`load_state`) for ``state``, and for what
+both ends share::
 
     discover = false                             # look for paired devices on the local network
 
@@ -43,7 +44,7 @@ Relative paths are relative to the file's own folder. Everything wrong is a
 
 from __future__ import annotations
 
-from tdx.config.identity import load_identity
+from tdx.config.identity import load_identity, load_state
 from tdx.config.places import (
     DEFAULT_PORT,
     Address,
@@ -64,6 +65,7 @@ __all__ = [
     "format_address",
     "load",
     "load_identity",
+    "load_state",
     "merge",
     "parse_address",
     "state_directory",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tdx.config.places import default_config_file
+from tdx.config.places import default_config_file, state_directory
 from tdx.config.tables import Table, read
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
 
@@ -23,6 +23,15 @@ def load_identity(path: Path | None, env: Mapping[str, str]) -> IdentitySettings
     top-level names are checked. ConfigError."""
     path = path or default_config_file(env)
     return IdentitySettings() if path is None else identity_of(read(path))
+
+
+def load_state(path: Path | None, env: Mapping[str, str]) -> Path:
+    """Where state is kept: as the file says that :func:`load_identity` would read, so that a
+    receiver's key and trusted devices are the same for every command; else the
+    :func:`state_directory`. ConfigError."""
+    path = path or default_config_file(env)
+    table = None if path is None else read(path)
+    return state_directory(env) if table is None or "state" not in table else table.location("state")
 
 
 def identity_of(table: Table) -> IdentitySettings:
