@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx.model import shown
+from tdx_cli.options import JSON, config_option, state_option
 from tdx_cli.text import say, size_of
 from tdx_cli.values import SIZE
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("doctor", short_help="Find out what keeps a peer from being reached, or slow.")
 @click.argument("peer", metavar="PEER")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@JSON
 @click.option(
     "--size",
     type=SIZE,
@@ -27,18 +28,8 @@ if TYPE_CHECKING:
     show_default="64M",
     help="How much to send to measure; nothing of it is kept.",
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A TOML file that says how peers are known.",
-)
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where this device's key and the trusted devices are kept.",
-)
+@config_option()
+@state_option("Where this device's key and the trusted devices are kept.")
 def command(peer: str, as_json: bool, size: int, config: Path | None, state: Path | None) -> int:
     """Look at every step of a push to PEER: its name, its addresses, who it is, the way there, what
     it lets this machine do, its space and clock, and how fast bytes arrive and what holds them up.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from tdx.model import shown
+from tdx_cli.options import JSON, state_option
 from tdx_cli.text import say, size_of
 from tdx_cli.values import DURATION
 
@@ -33,13 +34,8 @@ DIGESTS_KEPT: Final = 30 * 86400.0
     metavar="TIME",
     help="Remove what was idle for longer.  [default: 7d for uploads, 30d for digests]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where receipts and digests are kept.",
-)
+@JSON
+@state_option("Where receipts and digests are kept.")
 def command(folder: Path | None, older_than: float | None, as_json: bool, state: Path | None) -> None:
     """Remove the partials in DIR that nobody has continued for a while, and old digests of sources.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from tdx.model import shown
+from tdx_cli.options import ONE_JSON, state_option
 from tdx_cli.text import say
 
 
@@ -15,13 +16,8 @@ from tdx_cli.text import say
 @click.option(
     "--certificate", is_flag=True, help="Print the certificate (PEM), for `tdx trust add` elsewhere."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where the key of this device is kept.",
-)
+@ONE_JSON
+@state_option("Where the key of this device is kept.")
 def command(certificate: bool, as_json: bool, state: Path | None) -> None:
     """Print the key of this device, which is made when it is first needed, and where its certificate is."""
     import os

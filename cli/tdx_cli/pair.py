@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tdx_cli.options import JSON, state_option
 from tdx_cli.text import say
 from tdx_cli.values import ADDRESS, TIMEOUT
 
@@ -41,13 +42,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where `tdx serve` listens on this machine, for the other one to know.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where trusted devices are kept.",
-)
+@JSON
+@state_option("Where this device's key and the trusted devices are kept.")
 def command(
     where: tuple[str, ...],
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from tdx.model import shown
+from tdx_cli.options import JSON, config_option, state_option
 from tdx_cli.text import say, warn
 from tdx_cli.values import TIMEOUT
 
@@ -22,7 +23,7 @@ SHOWN_OF_KEY: Final = 16
 
 
 @click.command("peers", short_help="List the machines that are known here.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@JSON
 @click.option(
     "--timeout",
     type=TIMEOUT,
@@ -31,18 +32,8 @@ SHOWN_OF_KEY: Final = 16
     show_default="2s",
     help="How long each of them may take to answer.",
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A TOML file that says how peers are known.",
-)
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where this device's key and the trusted devices are kept.",
-)
+@config_option()
+@state_option("Where this device's key and the trusted devices are kept.")
 def command(as_json: bool, timeout: float, config: Path | None, state: Path | None) -> None:
     """List the members of the meshes, the paired devices and, with `discover = true` in the
     configuration, what is announced on the local network; each is asked whether it takes files."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tdx_cli.options import ONE_JSON, config_option
 from tdx_cli.text import say, size_of
 
 if TYPE_CHECKING:
@@ -28,18 +29,13 @@ def command() -> None:
 
 @command.command("check", short_help="Explain what the rules say of somebody.")
 @click.argument("text", metavar="IDENTITY")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The receiver's configuration.  [default: $TDX_CONFIG, or the user's own]",
-)
+@config_option("The receiver's configuration.  [default: $TDX_CONFIG, or the user's own]")
 @click.option("--user", help="The user that the network would name.")
 @click.option("--node", help="The machine that the network would name.")
 @click.option("--tag", "tags", multiple=True, help="A tag of that machine; may be repeated.")
 @click.option("--capability", "capabilities", multiple=True, help="A capability; may be repeated.")
 @click.option("--own", is_flag=True, help="It acts for the receiver's own user.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@ONE_JSON
 def check(
     text: str,
     config: Path | None,

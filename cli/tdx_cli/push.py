@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tdx_cli.options import config_option, state_option
 from tdx_cli.values import RATE, TIMEOUT
 
 if TYPE_CHECKING:
@@ -56,18 +57,8 @@ PUMPS = ("auto", "sendfile", "buffered")
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
 @click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A TOML file that says how peers are known.",
-)
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where digests, this device's key and the trusted devices are kept.",
-)
+@config_option()
+@state_option("Where digests, this device's key and the trusted devices are kept.")
 def command(
     arguments: tuple[str, ...],
     *,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from tdx_cli.notify import notify
+from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
 from tdx_cli.values import ADDRESS
 
@@ -38,18 +39,8 @@ LEVELS: Final = ("debug", "info", "warning", "error")
     help="An address to listen on; may be repeated.  [default: loopback and mesh addresses, port 8390]",
 )
 @click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A TOML file; flags win over it.",
-)
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where receipts are kept.",
-)
+@config_option("A TOML file; flags win over it.")
+@state_option("Where receipts, this device's key and the trusted devices are kept.")
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
 @click.option("--log-level", type=click.Choice(LEVELS), help="How much to log on standard error.")
 def command(

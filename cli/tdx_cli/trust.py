@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
+from tdx_cli.options import JSON, state_option
 from tdx_cli.text import say
 from tdx_cli.values import Parsed
 
@@ -25,13 +26,7 @@ def _address(text: str) -> str:
     return check_address(text)
 
 
-STATE: Final = click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where trusted devices are kept.",
-)
-JSON: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+STATE: Final = state_option("Where the trusted devices are kept.")
 
 
 @click.group("trust", no_args_is_help=False, short_help="List, add and remove trusted devices.")

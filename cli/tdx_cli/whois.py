@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx.model import shown
+from tdx_cli.options import JSON, config_option, state_option
 from tdx_cli.text import say
 
 if TYPE_CHECKING:
@@ -18,19 +19,9 @@ if TYPE_CHECKING:
 
 @click.command("whois", short_help="Say who is at an address.")
 @click.argument("address", metavar="ADDR")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A TOML file that says how peers are known.",
-)
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where the trusted devices are kept.",
-)
+@JSON
+@config_option()
+@state_option("Where the trusted devices are kept.")
 def command(address: str, as_json: bool, config: Path | None, state: Path | None) -> None:
     """Say whom this machine takes ADDR for: an IP address, IP:PORT or [IPV6]:PORT of a connection or a
     listener on this machine, or the name of a paired device or of a mesh's member.
