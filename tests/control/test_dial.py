@@ -163,7 +163,7 @@ def test_a_silent_mesh_does_not_keep_from_what_needs_none(tmp_path: Path) -> Non
 
 
 def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
-    with pytest.raises(UnknownPeer, match=r"no peer is called nobody\.invalid"):
+    with pytest.raises(UnknownPeer, match=r"no machine is called nobody\.invalid"):
         dial(Peer("nobody.invalid"), tmp_path, Meshing("mesh:nas", "mesh"))
 
 

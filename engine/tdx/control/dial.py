@@ -85,10 +85,8 @@ class Dialer:
                     return await self._secure(sock, route, route.trusted)
                 await self._confirm(sock, route)
                 return Connection(PlainWire(sock), self._workers.bodies, route.authority)
-            except TimeoutError:
-                failures.append("no answer")
-            except OSError as error:
-                failures.append(os.strerror(error.errno).lower() if error.errno else str(error))
+            except OSError as error:  # TimeoutError among them
+                failures.append(reason_of(error))
             except TdxError as error:
                 refusals.append(error)
             except BaseException:
@@ -180,6 +178,13 @@ async def connect(sock: socket.socket, route: Route) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, route.interface.encode() + b"\0")
     async with asyncio.timeout(CONNECT_TIMEOUT):
         await asyncio.get_running_loop().sock_connect(sock, route.address)
+
+
+def reason_of(error: OSError) -> str:
+    """Why a connection was not made, for people."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 class ConnectionPool:

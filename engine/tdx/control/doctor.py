@@ -15,7 +15,7 @@ from typing import Final, TypeVar, cast
 
 from tdx.control.client import Answer, Client
 from tdx.control.connection import endpoint_of
-from tdx.control.dial import Dialer, connect
+from tdx.control.dial import Dialer, connect, reason_of
 from tdx.control.discovery import find_device
 from tdx.control.peers import ask_hello
 from tdx.control.probing import LARGEST, SMALLEST, Probe, Probed
@@ -203,8 +203,9 @@ class Doctor:
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await connect(sock, route)
                 except OSError as error:  # TimeoutError among them
-                    reason = os.strerror(error.errno).lower() if error.errno else "no answer"
-                    return Unreachable(f"cannot connect to {where.host} port {where.port}: {reason}")
+                    return Unreachable(
+                        f"cannot connect to {where.host} port {where.port}: {reason_of(error)}"
+                    )
                 best = min(best, loop.time() - started)
         return best
 

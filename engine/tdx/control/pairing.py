@@ -14,7 +14,9 @@ from typing import Final, Self
 
 from tdx.config import DEFAULT_PORT, Address, format_address
 from tdx.control.connection import endpoint_of
-from tdx.errors import ConfigError, PairingFailed, ProtocolError, UnknownPeer, Unreachable, UsageError
+from tdx.control.dial import reason_of
+from tdx.control.resolve import lookup_failure
+from tdx.errors import ConfigError, PairingFailed, ProtocolError, Unreachable, UsageError
 from tdx.identity.netdev import held
 from tdx.identity.pairing import LONGEST_SAID_NAME, Met, Pairing, Role, new_code
 from tdx.identity.tls import TlsIdentities
@@ -236,14 +238,11 @@ def _connect(host: str, port: int) -> socket.socket:
     try:
         return socket.create_connection((host, port), CONNECT_SECONDS)
     except (socket.gaierror, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
-            raise Unreachable(f"cannot look up {host} now: {error.strerror}") from None
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise UnknownPeer(f"no machine is called {host}: {reason}") from None
+        raise lookup_failure(host, error) from None
     except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else "no answer"
         raise Unreachable(
-            f"cannot reach {where}: {reason}; does `tdx pair` wait there? It takes one try, and expires"
+            f"cannot reach {where}: {reason_of(error)}; does `tdx pair` wait there? "
+            "It takes one try, and expires"
         ) from None
 
 

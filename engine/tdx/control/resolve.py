@@ -210,8 +210,14 @@ async def _look_up(peer: Peer, authority: str, source: str) -> list[Route]:
     try:
         found = await loop.getaddrinfo(peer.host, peer.port or DEFAULT_PORT, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
-            raise Unreachable(f"cannot look up {peer.host} now: {error.strerror}") from None
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise UnknownPeer(f"no peer is called {peer.host}: {reason}") from None
+        raise lookup_failure(peer.host, error) from None
     return [Route(family, address, authority, source=source) for family, _, _, _, address in found]
+
+
+def lookup_failure(host: str, error: socket.gaierror | UnicodeError) -> Unreachable | UnknownPeer:
+    """What it means that the system gives no address for ``host``."""
+    if isinstance(error, UnicodeError):
+        return UnknownPeer(f"no machine is called {host}: not a host name")
+    if error.errno == socket.EAI_AGAIN:
+        return Unreachable(f"cannot look up {host} now: {error.strerror}")
+    return UnknownPeer(f"no machine is called {host}: {error.strerror}")
