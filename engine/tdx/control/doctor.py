@@ -8,16 +8,15 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
-from tdx.control.client import Answer, Client
+from tdx.control.client import Client
 from tdx.control.connection import endpoint_of
 from tdx.control.dial import Dialer, connect, reason_of
 from tdx.control.discovery import find_device
-from tdx.control.peers import ask_hello
+from tdx.control.hello import Hello, ask_hello
 from tdx.control.probing import LARGEST, SMALLEST, Probe, Probed
 from tdx.control.resolve import AS_GIVEN, Peer, Resolver, Route
 from tdx.control.sending import MOST_STREAMS
@@ -287,27 +286,24 @@ class Doctor:
         hello = await self._attempt("permission", ask_hello(client))
         if hello is None:
             return
-        answer, document = hello
         middle = (asked + time.time()) / 2
-        self._show_permission(document)
-        roomy = self._show_space(document)
-        self._show_clock(answer, middle)
+        self._show_permission(hello)
+        roomy = self._show_space(hello)
+        self._show_clock(hello, middle)
         if roomy:
-            await self._measure(client, document)
+            await self._measure(client, hello)
 
-    def _show_permission(self, document: dict[str, object]) -> None:
-        you, grant = _object(document.get("you")), _object(document.get("grant"))
+    def _show_permission(self, hello: Hello) -> None:
+        you, grant = hello.you, hello.grant
         who = f"{you.get('user') or ''} on {you.get('node')}".removeprefix(" on ")
-        text = (
-            f"the receiver (tdx {document.get('version')}) takes this machine for {who} [{you.get('owner')}]"
-        )
+        text = f"the receiver (tdx {hello.version}) takes this machine for {who} [{you.get('owner')}]"
         if grant:
-            text += f"; rule `{grant.get('rule')}` lets it push {_granted(grant, self._amount)}"
-        self._say("permission", text, version=document.get("version"), you=you, grant=grant)
+            text += f"; rule `{grant.get('rule')}` lets it push {_granted(hello, self._amount)}"
+        self._say("permission", text, version=hello.version, you=you, grant=grant)
 
-    def _show_space(self, document: dict[str, object]) -> bool:
+    def _show_space(self, hello: Hello) -> bool:
         """Whether there is room for what measures."""
-        free = _number(document.get("free_bytes"))
+        free = hello.free_bytes
         if free is None:
             self._fail("space", ProtocolError("the receiver does not say how much space it has"))
         elif free < self._size:
@@ -318,13 +314,11 @@ class Doctor:
             return True
         return False
 
-    def _show_clock(self, answer: Answer, middle: float) -> None:
-        try:
-            theirs = parsedate_to_datetime(answer.headers.get("date") or "").timestamp() + 0.5
-        except (ValueError, TypeError, OverflowError):
+    def _show_clock(self, hello: Hello, middle: float) -> None:
+        if hello.at is None:
             self._warn("clock", "the receiver does not say what time it is", "look at its clock yourself")
             return
-        ahead = theirs - middle
+        ahead = hello.at - middle
         if abs(ahead) <= CLOCKS_AGREE:
             self._say("clock", f"the clocks agree to within {CLOCKS_AGREE:g} s", ahead=round(ahead, 1))
         else:
@@ -334,21 +328,14 @@ class Doctor:
 
     # --- how fast ------------------------------------------------------------
 
-    async def _measure(self, client: Client, document: dict[str, object]) -> None:
-        grant, limits = _object(document.get("grant")), _object(document.get("limits"))
-        bounds = [
-            _number(grant.get("max_file")),
-            _number(grant.get("quota")),
-            _number(limits.get("max_file")),
-        ]
+    async def _measure(self, client: Client, hello: Hello) -> None:
+        bounds = (hello.max_file, hello.quota, hello.limit)
         size = min([self._size, *(bound for bound in bounds if bound is not None)])
         if size < SMALLEST:
             text = f"not measured: at most {self._amount(size)} may be sent at a time"
             self._warn("throughput", text, "ask the receiver's owner for a larger max_file or quota")
             return
-        modes = grant.get("conflict")
-        granted = cast("list[object]", modes) if isinstance(modes, list) else [*Conflict]
-        conflict = next((mode for mode in Conflict if mode in granted), None)
+        conflict = next((mode for mode in Conflict if mode in hello.conflicts), None)
         if conflict is None:
             self._warn("throughput", "not measured: no conflict mode is granted", "ask the receiver's owner")
             return
@@ -388,21 +375,12 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.{1 if seconds >= 0.001 else 2}f} ms"
 
 
-def _object(value: object) -> dict[str, object]:
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _granted(grant: dict[str, object], amount: Callable[[float], str]) -> str:
-    modes = grant.get("conflict")
-    parts = [f"into {grant['into']}/" if grant.get("into") else "into its folder"]
-    if isinstance(modes, list) and len(cast("list[object]", modes)) < len(Conflict):
-        parts.append(f"--conflict {' or '.join(map(str, cast('list[object]', modes))) or 'none'} only")
-    for key, word in (("quota", "quota"), ("max_file", "largest file")):
-        bound = _number(grant.get(key))
+def _granted(hello: Hello, amount: Callable[[float], str]) -> str:
+    into = hello.grant.get("into")
+    parts = [f"into {into}/" if into else "into its folder"]
+    if len(hello.conflicts) < len(Conflict):
+        parts.append(f"--conflict {' or '.join(map(str, hello.conflicts)) or 'none'} only")
+    for bound, word in ((hello.quota, "quota"), (hello.max_file, "largest file")):
         if bound is not None:
             parts.append(f"{word} {amount(bound)}")
     return ", ".join(parts)

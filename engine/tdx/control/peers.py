@@ -10,18 +10,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from tdx.control.client import Answer, Client
+from tdx.control.client import Client
 from tdx.control.dial import Dialer
 from tdx.control.discovery import Announcement, look
+from tdx.control.hello import ask_hello
 from tdx.control.resolve import Peer, Resolver, Route
 from tdx.control.workers import Workers
 from tdx.errors import (
     ConnectionLost,
     IdentityUnavailable,
-    NotFound,
-    ProtocolError,
     Stalled,
-    StorageError,
     TdxError,
     UnknownPeer,
     Unreachable,
@@ -232,18 +230,6 @@ class _Asking:
             replace(each, path=paths.get(each.identity.owner, each.path)) if each.identity else each
             for each in seen
         ]
-
-
-async def ask_hello(client: Client) -> tuple[Answer, dict[str, object]]:
-    """What a receiver says of itself and of the caller. ProtocolError where it is no receiver."""
-    try:
-        answer = await client.request("GET", "/v1/hello")
-    except (NotFound, StorageError) as error:
-        raise ProtocolError(f"what answers there is no tdx receiver: {error.message}") from None
-    document = answer.document()
-    if document.get("name") != "tdx":
-        raise ProtocolError("what answers there is no tdx receiver")
-    return answer, document
 
 
 def _source(mesh: Mesh, known: KnownPeer) -> str:
