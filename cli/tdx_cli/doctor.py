@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     type=SIZE,
     metavar="SIZE",
     default=64 << 20,
-    show_default="64M",
-    help="How much to send to measure; nothing of it is kept.",
+    help="How much to send to measure; nothing of it is kept.  [default: 64M]",
 )
 @config_option()
 @state_option("Where this device's key and the trusted devices are kept.")

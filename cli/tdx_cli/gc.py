@@ -10,13 +10,14 @@ import click
 
 from tdx.model import shown
 from tdx_cli.options import JSON, state_option
-from tdx_cli.text import say, size_of
+from tdx_cli.text import say, seconds_of, size_of
 from tdx_cli.values import DURATION
 
 if TYPE_CHECKING:
     from tdx.store.port import Partial
 
-DIGESTS_KEPT: Final = 30 * 86400.0
+DAY: Final = 86400.0
+DIGESTS_KEPT: Final = 30 * DAY
 """Seconds for which a sender's digests are worth keeping: longer than any receiver keeps a partial."""
 
 
@@ -66,7 +67,7 @@ def command(folder: Path | None, older_than: float | None, as_json: bool, state:
         else:
             say(
                 f"removed {shown(partial.spec.name)}: {size_of(partial.staged_bytes)}, "
-                f"idle for {idle / 86400:.1f} days"
+                f"idle for {seconds_of(idle) if idle < DAY else f'{idle / DAY:.1f} days'}"
             )
     if as_json:
         summary = {"event": "summary", "uploads": len(removed), "bytes": freed, "digest_logs": logs}

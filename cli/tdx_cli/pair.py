@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     type=TIMEOUT,
     metavar="TIME",
     default=600.0,
-    show_default="10m",
-    help="How long the code is good for.",
+    help="How long the code is good for.  [default: 10m]",
 )
 @click.option(
     "--name", default="", metavar="NAME", help="What this machine calls itself.  [default: its host name]"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,8 +31,7 @@ SHOWN_OF_KEY: Final = 16
     type=TIMEOUT,
     metavar="TIME",
     default=2.0,
-    show_default="2s",
-    help="How long each of them may take to answer.",
+    help="How long each of them may take to answer.  [default: 2s]",
 )
 @config_option()
 @state_option("Where this device's key and the trusted devices are kept.")
@@ -62,10 +63,12 @@ def _row(seen: Seen) -> tuple[str, ...]:
 
 
 def _say_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as they need to be."""
+    """Columns as wide as they need to be. A terminal gets of each row what it has a line for."""
+    most = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        say(line if most is None or len(line) <= most else f"{line[: most - 1]}…")
 
 
 def _document(seen: Seen) -> dict[str, object]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tdx.config import Partial
+    from tdx.errors import UsageError
     from tdx.identity.settings import IdentitySettings
     from tdx.model import Identity
     from tdx.policy.rules import Grant, Verdict
@@ -53,10 +54,13 @@ def check(
     mesh. The options add to what is known of it here, or replace it.
     """
     from tdx.config import default_config_file, load, state_directory
-    from tdx.errors import Forbidden
+    from tdx.errors import Forbidden, UsageError
     from tdx.identity.settings import IdentitySettings
     from tdx.policy.rules import Policy
 
+    for tag in tags:
+        if not tag.startswith("tag:"):
+            raise UsageError(f"{tag!r} is not a tag; write it as the network has it: tag:{tag}")
     config = config or default_config_file(os.environ)
     found: Partial = {} if config is None else load(config)
     state = found.get("state") or state_directory(os.environ)
@@ -102,7 +106,7 @@ def resolve(text: str, settings: IdentitySettings, state: Path) -> Identity:
     if provider not in PROVIDERS:
         return _named(text, settings, state)
     if not key or not key.isprintable():
-        raise UsageError(f"not an identity: {shown(text)!r} (write PROVIDER:KEY, a name or an address)")
+        raise _no_identity(text)
     stranger = Identity(Owner(text), provider, "", key)
     if provider == "local":
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
@@ -122,6 +126,17 @@ def resolve(text: str, settings: IdentitySettings, state: Path) -> Identity:
     return member(text, settings) or stranger
 
 
+def _no_identity(text: str) -> UsageError:
+    from tdx.errors import UsageError
+    from tdx.model import shown
+    from tdx.policy.rules import PROVIDERS
+
+    providers = f"{', '.join(PROVIDERS[:-1])} or {PROVIDERS[-1]}"
+    return UsageError(
+        f"not an identity: {shown(text)!r} (write PROVIDER:KEY with {providers}, a name or an address)"
+    )
+
+
 def _named(text: str, settings: IdentitySettings, state: Path) -> Identity:
     """Who goes by that name or address."""
     from tdx.control.whois import whois
@@ -130,7 +145,10 @@ def _named(text: str, settings: IdentitySettings, state: Path) -> Identity:
     configured = _configured(settings).get(text.lower())
     if configured is not None:
         return configured
-    found = {known.identity.owner: known.identity for known in whois(text, settings, state)}
+    try:
+        found = {known.identity.owner: known.identity for known in whois(text, settings, state)}
+    except UsageError:
+        raise _no_identity(text) from None
     if len(found) > 1:
         raise UsageError(f"{text} may be {' or '.join(found)}; write one of these")
     (identity,) = found.values()

@@ -46,8 +46,7 @@ PUMPS = ("auto", "sendfile", "buffered")
     type=TIMEOUT,
     metavar="TIME",
     default=60.0,
-    show_default="60s",
-    help="Give a connection up when nothing moves for this long.",
+    help="Give a connection up when nothing moves for this long.  [default: 60s]",
 )
 @click.option(
     "--digest",
@@ -88,7 +87,7 @@ def command(
     from tdx.errors import UsageError
 
     if len(arguments) < 2:
-        raise UsageError("push needs a PATH and a PEER, as in: tdx push FILE HOST:PORT")
+        raise UsageError("push needs a PATH and a PEER, as in: tdx push FILE PEER")
     *paths, given_peer = arguments
     import asyncio
     import os

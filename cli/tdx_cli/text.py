@@ -12,7 +12,12 @@ _STEPS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 def say(line: str) -> None:
     """One line on standard output, at once."""
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def warn(message: str) -> None:

@@ -26,7 +26,7 @@ def parse_timeout(text: str) -> float:
     """A duration above zero."""
     seconds = parse_duration(text)
     if not seconds:
-        raise UsageError("a timeout of 0 would end before it began; leave it out for none")
+        raise UsageError("a time of 0 would end before it began; leave the option out instead")
     return seconds
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_a_partial_is_removed_once_it_is_old_enough(
 def test_people_get_a_line_for_each(tdx: Tdx, receiver: RunningReceiver, tmp_path: Path) -> None:
     leave_partial(tdx, receiver, tmp_path)
     lines = tdx("gc", "--dir", receiver.folder, "--older-than", "0").stdout.splitlines()
-    assert lines[0].startswith("removed big: ")
+    assert re.fullmatch(r"removed big: [0-9.]+ MiB, idle for [0-9.:]+( s)?", lines[0])
     assert lines[1].startswith("1 uploads (")
 
 

@@ -32,7 +32,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["push", "--conflict", "maybe", "a", "b"], "'maybe' is not one of"),
         (["push", "--limit-rate", "fast", "a", "b"], "write it like 20M, 20MB or 160Mbit"),
         (["push", "--timeout", "soon", "a", "b"], "write it like 90s, 15m, 12h or 7d"),
-        (["push", "--stall-timeout", "0", "a", "b"], "a timeout of 0"),
+        (["push", "--stall-timeout", "0", "a", "b"], "a time of 0"),
         (["push", "a"], "push needs a PATH and a PEER"),
         (["push", "a", "b", "peer", "--name", "x"], "--name names one file"),
         (["push", "-", "peer"], "give it one with --name"),
@@ -133,7 +133,7 @@ def test_output_onto_a_full_disk_is_74(tdx: Tdx, tmp_path: Path) -> None:
     file.write_bytes(b"x")
     with Path("/dev/full").open("w") as full:
         done = tdx("hash", file, stdout=full)
-    assert (done.returncode, done.stderr) == (74, "tdx: No space left on device\n")
+    assert (done.returncode, done.stderr) == (74, "tdx: No space left on device: standard output\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,3 +139,18 @@ def test_a_damaged_trust_store_is_78(tdx: Tdx, tmp_path: Path) -> None:
 
 def test_a_timeout_of_nothing_is_64(tdx: Tdx) -> None:
     assert tdx("peers", "--timeout", "0").returncode == 64
+
+
+def test_a_terminal_gets_one_line_of_its_width_for_each_peer(tdx: Tdx, config: Path, tmp_path: Path) -> None:
+    trust(tmp_path / "state", "gone", tmp_path / "gone", "127.0.0.1:1")
+    whole = tdx("peers", "--config", config).stdout.splitlines()
+    ours, theirs = pty.openpty()
+    try:
+        done = tdx("peers", "--config", config, stdout=theirs, env={"COLUMNS": "60"})
+        assert done.returncode == 0
+        seen = os.read(ours, 65536).decode().splitlines()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert max(map(len, whole)) > 60
+    assert seen == [line if len(line) <= 60 else f"{line[:59]}…" for line in whole]

@@ -200,3 +200,21 @@ def test_the_rules_of_the_page_do_what_it_says(tdx: Tdx, tmp_path: Path, command
     done = tdx(*command.split()[1:], "--config", "tdx.toml", cwd=tmp_path)
     assert done.stdout == re.sub(r"(?m)^    ", "", output)
     assert done.returncode == (77 if output.rstrip().endswith("refuses") else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ("tailscale:n1", "--tag", "backup"),
+            "'backup' is not a tag; write it as the network has it: tag:backup",
+        ),
+        (("tailscal:n1",), "not an identity: 'tailscal:n1' (write PROVIDER:KEY with local, tailscale,"),
+    ],
+)
+def test_what_can_be_no_tag_and_no_identity_says_how_to_write_one(
+    tdx: Tdx, config: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = tdx("policy", "check", *arguments, "--config", config)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith(f"tdx: {says}")

@@ -345,7 +345,7 @@ def test_an_error_that_cannot_be_written_keeps_its_code(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_report_that_cannot_be_written_is_74(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:
     done = through_shell(tdx, ">/dev/full", "push", file, receiver.address)
-    assert (done.returncode, done.stderr) == (74, "tdx: No space left on device\n")
+    assert (done.returncode, done.stderr) == (74, "tdx: No space left on device: standard output\n")
     done = through_shell(tdx, ">/dev/full 2>/dev/full", "push", file, receiver.address)
     assert done.returncode == 74
 
