@@ -203,7 +203,7 @@ async def announce(receiver: Receiver, listening: Sequence[Endpoint]) -> None:
     try:
         while True:
             try:
-                now = await receiver.workers.on_disk(where)
+                now = await receiver.workers.asked(where)
                 if now != told:
                     if speaking is not None:
                         await speaking.async_close()

@@ -231,10 +231,10 @@ class Doctor:
         try:
             where = connection.link.remote
             if connection.tls is not None:
-                identity = await self._workers.on_disk(self._devices.whois, connection.tls.certificate)
+                identity = await self._workers.asked(self._devices.whois, connection.tls.certificate)
                 shown_by = "by its paired key, over TLS 1.3"
             else:
-                identity = await self._workers.on_disk(self._identities.confirm, where)
+                identity = await self._workers.asked(self._identities.confirm, where)
                 local = identity is not None and identity.provider == LOCAL
                 shown_by = "by the uid of the process that listens" if local else "by its address on the mesh"
         finally:
@@ -256,7 +256,7 @@ class Doctor:
             text = "inside this machine" if identity.provider == LOCAL else "by the ordinary network"
             self._say("path", text, path=None)
             return
-        path = await self._workers.on_disk(self._path_to, identity)
+        path = await self._workers.asked(self._path_to, identity)
         if "relay" in path:
             advice = (
                 "let UDP through on one side, so that the two reach each other directly (tailscale netcheck)"

@@ -95,7 +95,7 @@ async def list_peers(
     One for each provider and machine, in a stable order. ``complain`` gets a line for each
     provider that does not say what it knows. ConfigError.
     """
-    workers = Workers(bodies=1, disk=AT_ONCE)
+    workers = Workers(bodies=1, asking=AT_ONCE)
     try:
         return await _Asking(settings, TlsIdentities(state), workers, timeout, complain).run()
     finally:
@@ -136,7 +136,7 @@ class _Asking:
 
     async def _members(self, mesh: Mesh) -> tuple[Mesh, Sequence[KnownPeer]]:
         try:
-            return mesh, await self._workers.on_disk(mesh.peers)
+            return mesh, await self._workers.asked(mesh.peers)
         except IdentityUnavailable as error:
             self._complain(f"{mesh.name}: {error.message}")
             return mesh, ()
@@ -222,7 +222,7 @@ class _Asking:
         paths: dict[str, str] = {}
         for mesh in meshes:
             try:
-                peers = await self._workers.on_disk(mesh.peers)
+                peers = await self._workers.asked(mesh.peers)
             except IdentityUnavailable:
                 continue
             paths.update({peer.identity.owner: peer.path for peer in peers})

@@ -120,7 +120,7 @@ class Resolver:
         silent: IdentityUnavailable | None = None
         if not peer.is_address and peer.host.lower() != LOCALHOST:
             try:
-                known = await self._workers.on_disk(self._identities.find, peer.host)
+                known = await self._workers.asked(self._identities.find, peer.host)
             except IdentityUnavailable as error:
                 silent = error
         if known is not None:
@@ -199,7 +199,7 @@ class Resolver:
         return [
             replace(
                 route,
-                interface=await self._workers.on_disk(self._identities.interface, str(route.address[0])),
+                interface=await self._workers.asked(self._identities.interface, str(route.address[0])),
             )
             for route in routes
         ]
