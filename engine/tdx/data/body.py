@@ -60,7 +60,7 @@ class _SocketBody(ABC):
         cancel: Cancel,
         stall_timeout: float,
         min_rate: int,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sock = sock
         self._receive = _receiver(sock)
@@ -225,9 +225,8 @@ class ChunkedBody(_SocketBody):
         stall_timeout: float,
         decoder: ChunkDecoder,
         min_rate: int = 0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(sock, cancel, stall_timeout, min_rate, clock)
+        super().__init__(sock, cancel, stall_timeout, min_rate)
         self._decoder = decoder
         self._prefix = prefix
         self._raw = memoryview(bytearray(_CHUNKED_READ))

@@ -12,8 +12,7 @@ import os
 import secrets
 import stat
 import threading
-import time
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +53,6 @@ class LocalStore:
         state: Path,
         *,
         reserve: int = RESERVE,
-        clock: Callable[[], float] = time.time,
         system: System | None = None,
         exclusive: bool = True,
     ) -> None:
@@ -91,7 +89,7 @@ class LocalStore:
             self._preallocates = kind not in NO_PREALLOCATION
             self._session = Session(system.boot_id(), device, system.mount_id(uploads))
             self._disk = Disk(kind not in IN_MEMORY, system.umask(), self._unreserved)
-            self._destination = Destination(system, self._tree, receipts, clock)
+            self._destination = Destination(system, self._tree, receipts)
             self._resources = undo.pop_all()
 
     # --- uploads ----------------------------------------------------------------------

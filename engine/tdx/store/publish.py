@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from collections.abc import Callable
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -60,11 +60,10 @@ class Destination:
     this one could not. So nothing under that name is acknowledged before a new start.
     """
 
-    def __init__(self, system: System, tree: Tree, receipts: Receipts, clock: Callable[[], float]) -> None:
+    def __init__(self, system: System, tree: Tree, receipts: Receipts) -> None:
         self._system = system
         self._tree = tree
         self._receipts = receipts
-        self._clock = clock
         self._doubtful: set[str] = set()
 
     def receipt(
@@ -88,7 +87,7 @@ class Destination:
             root=root,
             verified=verified,
             outcome=outcome,
-            published_at=self._clock(),
+            published_at=time.time(),
         )
 
     def place(
