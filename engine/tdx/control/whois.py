@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from tdx.config import DEFAULT_PORT
 from tdx.control.resolve import LOCALHOST, Peer
@@ -23,6 +23,7 @@ from tdx.identity.tls import identity_of
 from tdx.identity.trust import TrustStore
 from tdx.model import Identity
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -94,7 +95,7 @@ class _Asking:
         """What a provider said instead of an answer."""
 
     def about_name(self, peer: Peer) -> list[Known]:
-        known = self.asked(lambda: self.identities.find(peer.host))
+        known = self.asked(self.identities.find, peer.host)
         if known is None:
             return []
         whole = self.whole(known)
@@ -103,14 +104,14 @@ class _Asking:
     def whole(self, known: KnownPeer) -> Identity:
         """Asked about an address, a provider tells all: a list of peers has no capabilities."""
         for address in known.addresses:
-            found = self.asked(lambda address=address: self._confirmed(address))  # type: ignore[misc]
+            found = self.asked(self._confirmed, address)
             if found is not None and found.owner == known.identity.owner:
                 return found
         return known.identity
 
     def about_address(self, peer: Peer) -> list[Known]:
         if not is_address_of_this_machine(peer.host):
-            found = self.asked(lambda: self._confirmed(peer.host))
+            found = self.asked(self._confirmed, peer.host)
             return (
                 [] if found is None else [Known(found, f"{found.provider} routes that address to it alone")]
             )
@@ -133,18 +134,18 @@ class _Asking:
         for row in rows:
             if row.state == ESTABLISHED and row.local == place and not _listens(rows, place[1]):
                 other = Endpoint(str(ipaddress.ip_address(row.remote[0])), row.remote[1])
-                caller = self.asked(lambda other=other: self.identities.identify(Link(other, end)))  # type: ignore[misc]
+                caller = self.asked(self.identities.identify, Link(other, end))
                 if caller is not None:
                     found.append(Known(caller, f"connected to {Peer(other.host, other.port)}"))
         if _listens(rows, place[1]):
-            owner = self.asked(lambda: self.identities.confirm(end))
+            owner = self.asked(self.identities.confirm, end)
             if owner is not None:
                 found.append(Known(owner, "listens there"))
         return found
 
-    def asked(self, question: Callable[[], T | None]) -> T | None:
+    def asked(self, question: Callable[P, T | None], *args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
-            return question()
+            return question(*args, **kwargs)
         except IdentityUnavailable as error:
             self.silent = error
             return None

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from tdx.errors import ConnectionLost, Forbidden, TdxError, TlsFailed
@@ -85,7 +86,7 @@ class TlsWire:
         while view:
             # What OpenSSL has refused once it must be given again in the same length.
             record = view[:_RECORD]
-            view = view[await self._drive(lambda record=record: self._sock.send(record)) :]  # type: ignore[misc]
+            view = view[await self._drive(partial(self._sock.send, record)) :]
 
     async def drain(self, size: int) -> int:
         while True:
