@@ -190,7 +190,10 @@ def answering(answer: bytes) -> Iterator[Peer]:
         b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
         b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"name":"other"}',
+        b"HTTP/1.1 102 Processing\r\n\r\n" * 5000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 65537\r\n\r\n",
     ],
+    ids=range(7),
 )
 def test_what_speaks_no_tdx_is_76(tmp_path: Path, answer: bytes) -> None:
     with answering(answer) as peer:
@@ -198,8 +201,34 @@ def test_what_speaks_no_tdx_is_76(tmp_path: Path, answer: bytes) -> None:
     assert (code, last_of(steps)) == (76, ("permission", State.FAILED, 76))
 
 
-def test_a_hello_of_wrong_types_is_76_and_no_crash(tmp_path: Path) -> None:
-    body = b'{"name":"tdx","version":[],"you":3,"grant":[],"limits":"","free_bytes":true}'
+def test_a_hello_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdx.control.doctor.STALL_SECONDS", 0.5)
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    while not stop.wait(0.1):  # each well within the time for one answer
+                        connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            code, steps = examine(Peer("127.0.0.1", listener.getsockname()[1]), tmp_path)
+        finally:
+            stop.set()
+            thread.join(30)
+    assert (code, last_of(steps)) == (75, ("permission", State.FAILED, 75))
+    assert "does not finish its answer" in steps[-1].text
+
+
+@pytest.mark.parametrize("free", [b"true", b"-1", b"1e400", b"1" + b"0" * 400])
+def test_a_hello_of_wrong_types_is_76_and_no_crash(tmp_path: Path, free: bytes) -> None:
+    body = b'{"name":"tdx","version":[],"you":3,"grant":[],"limits":"","free_bytes":%s}' % free
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)) as peer:
         code, steps = examine(peer, tmp_path)
     assert code == 76

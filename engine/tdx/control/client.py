@@ -37,6 +37,14 @@ from tdx.proto.head import Headers, format_request, parse_response
 ANSWER_LIMIT: Final = 64 << 20
 """Most bytes of an answer: the list of every extent of the largest commit fits."""
 
+HELLO_LIMIT: Final = 64 << 10
+"""Most bytes of what a receiver says of itself, also to somebody whom it does not know."""
+
+INTERIM_AT_ONCE: Final = 100
+"""Interim answers that may come at any pace; more may come at one a second."""
+
+HELLO: Final = "/v1/hello"
+
 _BEGIN: Final = b"HTTP/"
 
 T = TypeVar("T")
@@ -92,6 +100,16 @@ class Client:
 
         return await self._exchange(method, target, [*fields, ("Content-Length", str(len(body)))], write)
 
+    async def hello(self) -> Answer:
+        """What the peer says of itself, as :meth:`request`. It is short and comes at once, or not at
+        all: whoever is asked need not be anybody that this machine trusts."""
+
+        async def write(connection: Connection, head: bytes) -> bool:
+            await connection.send(head, self.stall_timeout)
+            return True
+
+        return await self._exchange("GET", HELLO, [("Content-Length", "0")], write, hello=True)
+
     async def upload(
         self,
         method: str,
@@ -142,6 +160,8 @@ class Client:
         target: str,
         fields: Fields,
         write: Callable[[Connection, bytes], Awaitable[bool]],
+        *,
+        hello: bool = False,
     ) -> Answer:
         """``write(connection, head)`` writes the request and says whether it wrote all of it:
         only then can the connection carry another."""
@@ -150,7 +170,10 @@ class Client:
         try:
             head = format_request(method, target, [("Host", connection.authority), *fields])
             written = await write(connection, head)
-            answer, keep_alive = await self._read_answer(connection, to_head=method == "HEAD")
+            if hello:
+                answer, keep_alive = await self._read_hello(connection)
+            else:
+                answer, keep_alive = await self._read_answer(connection, to_head=method == "HEAD")
             reusable = written and keep_alive
         finally:
             if reusable:
@@ -168,9 +191,9 @@ class Client:
         if connection.tls is None or connection.answered:
             return connection
         try:
-            hello = format_request("GET", "/v1/hello", [("Host", connection.authority)])
+            hello = format_request("GET", HELLO, [("Host", connection.authority)])
             await connection.send(hello, self.stall_timeout)
-            answer, _ = await self._read_answer(connection, to_head=False)
+            answer, _ = await self._read_hello(connection)
             if answer.status >= 400:
                 raise problem.parse(answer.status, answer.headers.get("content-type"), answer.body)
             connection.answered = True
@@ -179,7 +202,18 @@ class Client:
             raise
         return connection
 
-    async def _read_answer(self, connection: Connection, *, to_head: bool) -> tuple[Answer, bool]:
+    async def _read_hello(self, connection: Connection) -> tuple[Answer, bool]:
+        try:
+            async with asyncio.timeout(self.stall_timeout):
+                return await self._read_answer(connection, to_head=False, limit=HELLO_LIMIT)
+        except TimeoutError:
+            raise Stalled(f"{self.peer} does not finish its answer") from None
+
+    async def _read_answer(
+        self, connection: Connection, *, to_head: bool, limit: int = ANSWER_LIMIT
+    ) -> tuple[Answer, bool]:
+        loop = asyncio.get_running_loop()
+        started, interim = loop.time(), 0
         while True:
             try:
                 raw = await connection.read_head(self.stall_timeout)
@@ -193,7 +227,11 @@ class Client:
             head = parse_response(raw, to_head=to_head)
             if head.status >= 200:
                 break
-        body = await connection.read_body(head.framing, ANSWER_LIMIT, self.stall_timeout)
+            interim += 1
+            # What has come already is read without the loop's turning: a flood would stop all else.
+            if interim > INTERIM_AT_ONCE + loop.time() - started:
+                raise ProtocolError(f"{self.peer} answers on and on that it is not done yet")
+        body = await connection.read_body(head.framing, limit, self.stall_timeout)
         return Answer(head.status, head.headers, body), head.keep_alive
 
     def retrier(self) -> Retrier:

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import cast
 
 from tdx.control.client import Answer, Client
-from tdx.errors import NotFound, ProtocolError, StorageError
+from tdx.errors import NotFound, ProtocolError, StorageError, TooLarge
 from tdx.model import Conflict
 
 
@@ -50,10 +50,10 @@ class Hello:
 
 
 async def ask_hello(client: Client) -> Hello:
-    """ProtocolError where no tdx receiver answers; else as :meth:`Client.request`."""
+    """ProtocolError where no tdx receiver answers; else as :meth:`Client.hello`."""
     try:
-        answer = await client.request("GET", "/v1/hello")
-    except (NotFound, StorageError) as error:
+        answer = await client.hello()
+    except (NotFound, StorageError, TooLarge) as error:
         raise ProtocolError(f"what answers there is no tdx receiver: {error.message}") from None
     return Hello.parse(answer)
 
@@ -63,7 +63,8 @@ def _object(value: object) -> dict[str, object]:
 
 
 def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    # Beyond what any disk has, it could not even be written as a float.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
 
 
 def _clock(date: str) -> float | None:
