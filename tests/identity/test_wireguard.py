@@ -16,7 +16,7 @@ from support.processes import Processes, reaped
 from support.spaces import as_stranger
 from support.wgmesh import BEHIND, BEHIND_NETWORK, CABLE, Listener, WgMesh, attempt, wgmesh
 from tdx.errors import ConfigError, IdentityUnavailable
-from tdx.identity.netdev import Device
+from tdx.identity.netdev import Interface
 from tdx.identity.port import Endpoint, KnownPeer, Link, Mesh, Place
 from tdx.identity.settings import WireguardPeer, WireguardSettings
 from tdx.identity.wg import Wg
@@ -52,7 +52,7 @@ def _or_raise(said: str | IdentityUnavailable) -> str:
 
 
 @dataclass
-class ToldDevice(Device):
+class ToldInterface(Interface):
     name: str = "wg0"
     up: bool = True
     tunnel: bool | None = True
@@ -74,14 +74,14 @@ class Bench:
 
     peers: tuple[WireguardPeer, ...] = ()
     wg: ToldWg = field(default_factory=ToldWg)
-    device: ToldDevice = field(default_factory=ToldDevice)
+    netdev: ToldInterface = field(default_factory=ToldInterface)
     time: float = 100.0
 
     def __post_init__(self) -> None:
         self.provider = WireguardProvider(
             WireguardSettings("wg0", self.peers),
             wg=self.wg,
-            device=self.device,
+            netdev=self.netdev,
             clock=lambda: self.time,
             now=lambda: NOW,
         )
@@ -171,7 +171,7 @@ def test_a_connection_that_is_not_bound_to_the_interface_is_nobody_and_that_is_t
 
 
 def test_an_interface_that_is_an_ordinary_network_vouches_for_nobody() -> None:
-    bench = Bench((peer("198.51.100.2/32"),), device=ToldDevice(tunnel=False))
+    bench = Bench((peer("198.51.100.2/32"),), netdev=ToldInterface(tunnel=False))
     with pytest.raises(IdentityUnavailable, match="wg0 is not a WireGuard interface"):
         bench.whois("198.51.100.2")
     with pytest.raises(IdentityUnavailable, match="wg0 is not a WireGuard interface"):
@@ -181,7 +181,7 @@ def test_an_interface_that_is_an_ordinary_network_vouches_for_nobody() -> None:
 
 
 def test_without_the_interface_nobody_is_vouched_for() -> None:
-    bench = Bench((peer("198.51.100.2/32"),), device=ToldDevice(up=False, tunnel=None, own=()))
+    bench = Bench((peer("198.51.100.2/32"),), netdev=ToldInterface(up=False, tunnel=None, own=()))
     assert bench.whois("198.51.100.2") is None
     assert bench.provider.confirms(Endpoint("198.51.100.2", 8390)) is None
     assert list(bench.provider.places()) == []
@@ -189,7 +189,7 @@ def test_without_the_interface_nobody_is_vouched_for() -> None:
 
 
 def test_an_interface_that_is_not_there_keeps_no_other_from_being_asked() -> None:
-    bench = Bench((peer(),), ToldWg(REFUSED), ToldDevice(up=False, tunnel=None, own=()))
+    bench = Bench((peer(),), ToldWg(REFUSED), ToldInterface(up=False, tunnel=None, own=()))
     assert not bench.provider.covers("198.18.7.2")
     assert bench.wg.asked == 0
 
@@ -212,9 +212,9 @@ def test_it_covers_what_identifies_somebody_and_its_own_network() -> None:
 
 
 def test_its_places_are_the_addresses_of_the_interface_while_it_is_up() -> None:
-    bench = Bench(device=ToldDevice(own=("198.51.100.1/24", "fe80::1/64", "2001:db8::1/64")))
+    bench = Bench(netdev=ToldInterface(own=("198.51.100.1/24", "fe80::1/64", "2001:db8::1/64")))
     assert list(bench.provider.places()) == [Place("198.51.100.1", "wg0"), Place("2001:db8::1", "wg0")]
-    bench.device.up = False
+    bench.netdev.up = False
     assert list(bench.provider.places()) == []
 
 
@@ -391,21 +391,21 @@ def test_without_the_program_it_says_so(tmp_path: Path) -> None:
 
 
 def test_loopback_is_up_and_no_tunnel() -> None:
-    loopback = Device("lo")
+    loopback = Interface("lo")
     assert loopback.is_up()
     assert loopback.is_tunnel() is False
     assert ip_interface("127.0.0.1/8") in loopback.addresses()
 
 
 def test_an_interface_that_is_not_there_has_nothing() -> None:
-    nowhere = Device("tdx-nowhere")
+    nowhere = Interface("tdx-nowhere")
     assert not nowhere.is_up()
     assert nowhere.is_tunnel() is None
     assert nowhere.addresses() == []
 
 
 def test_a_name_that_no_interface_can_have_is_not_there() -> None:
-    assert Device("much-longer-than-any").is_tunnel() is None
+    assert Interface("much-longer-than-any").is_tunnel() is None
 
 
 # --- a real mesh -------------------------------------------------------------

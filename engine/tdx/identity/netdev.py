@@ -43,7 +43,7 @@ def held() -> list[Held]:
     ]
 
 
-class Device:
+class Interface:
     """The interface called ``name``, whether or not it is there now."""
 
     def __init__(self, name: str) -> None:

@@ -27,7 +27,7 @@ from tdx.identity.allowed_ips import (
     parse_handshakes,
 )
 from tdx.identity.local import is_address_of_this_machine
-from tdx.identity.netdev import Device
+from tdx.identity.netdev import Interface
 from tdx.identity.port import Endpoint, KnownPeer, Link, Place
 from tdx.identity.settings import WireguardPeer, WireguardSettings
 from tdx.identity.wg import Wg
@@ -71,7 +71,7 @@ class WireguardProvider:
         settings: WireguardSettings,
         *,
         wg: Wg | None = None,
-        device: Device | None = None,
+        netdev: Interface | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -79,7 +79,7 @@ class WireguardProvider:
         epoch. ConfigError where allowed_ips are none, or two peers have the same."""
         self._interface = settings.interface
         self._wg = wg or Wg(settings.interface)
-        self._device = device or Device(settings.interface)
+        self._netdev = netdev or Interface(settings.interface)
         self._clock = clock
         self._now = now
         self._peers = {peer.key: peer for peer in settings.peers}
@@ -106,7 +106,7 @@ class WireguardProvider:
         whole internet. Asks wg where that needs to be, and raises IdentityUnavailable where only
         wg could tell and does not: what may be a peer's is not to be taken for anybody else's."""
         found = _address_elsewhere(address)
-        if found is None or self._device.is_tunnel() is None:
+        if found is None or self._netdev.is_tunnel() is None:
             return False
         claim, silent = None, None
         try:
@@ -115,7 +115,7 @@ class WireguardProvider:
             silent = error
         if claim is not None and self._identifies(claim):
             return True
-        if any(found in own.network for own in self._device.addresses()):
+        if any(found in own.network for own in self._netdev.addresses()):
             return True
         if silent is not None:
             raise silent
@@ -141,9 +141,9 @@ class WireguardProvider:
         return self._identify(destination.host)
 
     def places(self) -> Sequence[Place]:
-        if not self._device.is_up() or not self._is_ours():
+        if not self._netdev.is_up() or not self._is_ours():
             return []
-        own = [address.ip for address in self._device.addresses()]
+        own = [address.ip for address in self._netdev.addresses()]
         return [Place(str(address), self._interface) for address in own if not address.is_link_local]
 
     def own_names(self) -> Sequence[str]:
@@ -214,7 +214,7 @@ class WireguardProvider:
     def _is_ours(self) -> bool:
         """Whether the interface is there. IdentityUnavailable where it is no tunnel: on an ordinary
         network anybody can have any address."""
-        tunnel = self._device.is_tunnel()
+        tunnel = self._netdev.is_tunnel()
         if tunnel is False:
             raise IdentityUnavailable(
                 f"{self._interface} is not a WireGuard interface; correct `interface` under [[wireguard]] "
