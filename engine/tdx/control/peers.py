@@ -243,9 +243,7 @@ def _stranger(announced: Announcement) -> Seen:
 
 
 def _order(seen: Seen) -> tuple[object, ...]:
-    return seen.sources[0] in (PAIRED, DISCOVERED), *_key(seen)
-
-
-def _key(seen: Seen) -> tuple[object, ...]:
+    """Meshes first, then paired devices, then strangers."""
     owner = seen.identity.owner if seen.identity else ""
-    return seen.identity is None, seen.sources[0], seen.name, owner, seen.addresses
+    of_no_mesh = seen.sources[0] in (PAIRED, DISCOVERED)
+    return of_no_mesh, seen.identity is None, seen.sources[0], seen.name, owner, seen.addresses
