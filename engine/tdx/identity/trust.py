@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -51,7 +52,7 @@ def name_fault(name: str) -> str | None:
         return f"a name has 1 to {LONGEST_NAME} characters"
     if not name.isascii() or not name[0].isalnum() or not all(c.isalnum() or c in "-_." for c in name):
         return "a name begins with a letter or digit and holds only those, '-', '_' and '.'"
-    if _is_key(name) or pack(name) is not None or name.lower() == "localhost":
+    if _is_key(name) or _is_address(name) or name.lower() == "localhost":
         return "a name must not look like a key or an address"
     return None
 
@@ -250,6 +251,15 @@ def _addresses(value: object) -> tuple[str, ...]:
         return tuple(map(check_address, texts))
     except UsageError as error:
         raise ValueError(error.message) from None
+
+
+def _is_address(text: str) -> bool:
+    """Whether the system takes ``text`` for an address, as it also does 127.1, 0x7f000001 and 1."""
+    try:
+        socket.inet_aton(text)
+    except OSError:
+        return pack(text) is not None
+    return True
 
 
 def _is_key(text: str) -> bool:
