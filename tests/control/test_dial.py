@@ -174,7 +174,8 @@ def test_an_address_where_nobody_listens(tmp_path: Path) -> None:
         dial(Peer(MESH, port), tmp_path, Meshing("mesh:nas", "mesh"))
 
 
-def test_a_paired_device_that_also_is_on_the_mesh_is_spoken_to_in_tls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nas", MESH, f"::ffff:{MESH}", "0:0::FFFF:7f00:0058"])
+def test_a_paired_device_that_also_is_on_the_mesh_is_spoken_to_in_tls(tmp_path: Path, name: str) -> None:
     state = tmp_path / "state"
     with listener() as sock:
         trust(state, "nas", tmp_path / "nas", f"{MESH}:{port_of(sock)}")
@@ -183,7 +184,8 @@ def test_a_paired_device_that_also_is_on_the_mesh_is_spoken_to_in_tls(tmp_path: 
         async def go() -> bytes:
             workers = Workers(bodies=1)
             mesh = Meshing("mesh:nas", "mesh")
-            dialer = Dialer(Peer("nas"), Identities([mesh], [mesh]), TlsIdentities(state), workers)
+            peer = Peer(name, None if name == "nas" else port_of(sock))
+            dialer = Dialer(peer, Identities([mesh], [mesh]), TlsIdentities(state), workers)
             dialling = asyncio.create_task(dialer.dial())
             accepted, _ = await asyncio.to_thread(sock.accept)
             first = await asyncio.to_thread(accepted.recv, 1)

@@ -14,6 +14,7 @@ from tdx.control.workers import Workers
 from tdx.errors import IdentityUnavailable, UnknownPeer, Unreachable, UsageError
 from tdx.identity.port import KnownPeer
 from tdx.identity.registry import Identities
+from tdx.identity.rows import pack
 from tdx.identity.tls import TlsIdentities
 from tdx.identity.trust import Trusted
 from tdx.model import Owner
@@ -69,6 +70,11 @@ class Peer:
         except ValueError:
             return False
         return True
+
+    @property
+    def place(self) -> tuple[bytes | str, int]:
+        """The same for whatever is written for one address and port, or one name and port."""
+        return pack(self.host) or self.host.lower(), self.port or DEFAULT_PORT
 
     def __str__(self) -> str:
         port = self.port or DEFAULT_PORT
@@ -161,8 +167,7 @@ class Resolver:
                 return trusted
         for trusted in self._devices.trust.entries():
             for address in trusted.addresses:
-                stored = Peer.parse(address)
-                if stored.host.lower() == peer.host.lower() and str(stored) == str(peer):
+                if Peer.parse(address).place == peer.place:
                     return trusted
         return None
 
