@@ -16,7 +16,7 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, push, running
 from support.vouching import Vouching
 from support.wire import head
-from tdx.control import server
+from tdx.control import conversations
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
@@ -235,7 +235,7 @@ def test_those_whom_the_rules_refuse_leave_room_as_well(tmp_path: Path) -> None:
 def test_those_who_are_turned_away_hold_no_place_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "FIRST_BYTE_SECONDS", 3600.0)
+    monkeypatch.setattr(conversations, "FIRST_BYTE_SECONDS", 3600.0)
     provider = Vouching(None)
     limits = Limits(max_connections=2, max_strangers=1)
     with (
@@ -251,7 +251,7 @@ def test_those_who_are_turned_away_hold_no_place_meanwhile(
 def test_no_more_than_a_few_are_answered_at_once_that_there_is_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "TURNED_AWAY_AT_ONCE", 1)
+    monkeypatch.setattr(conversations, "TURNED_AWAY_AT_ONCE", 1)
     with (
         running(tmp_path, limits=Limits(max_strangers=0), providers=[Vouching(None)]) as receiver,
         receiver.connect() as one,
