@@ -119,7 +119,7 @@ def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
         port = other.getsockname()[1]
         with (
             listening([("127.0.0.1", 0), ("127.0.0.1", port)], []) as found,
-            pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"),
+            pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*in use; stop what"),
         ):
             found.open()
 

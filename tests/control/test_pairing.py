@@ -215,7 +215,7 @@ def test_nobody_there_and_no_such_name(here: TlsIdentities) -> None:
 def test_an_address_that_is_taken_is_named(there: TlsIdentities) -> None:
     with socket.create_server(LOOPBACK) as listener:
         host, port = listener.getsockname()
-        with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}"):
+        with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}: Address already in use$"):
             Invitation(there, Terms(), (host, port))
 
 

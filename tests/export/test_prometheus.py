@@ -170,7 +170,7 @@ def test_closing_frees_the_port_and_may_be_repeated(metrics: Metrics) -> None:
 
 def test_a_port_in_use_is_an_error_of_the_configuration(server: MetricsServer, metrics: Metrics) -> None:
     host, port = server.address
-    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use$"):
         serve_metrics(metrics, host, port)
 
 

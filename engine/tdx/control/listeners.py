@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -45,7 +46,9 @@ def listen(host: str, port: int, interface: str | None = None) -> list[socket.so
         for listener in bound:
             listener.close()
         where = f"{host}:{port}" if interface is None else f"{host}:{port} on {interface}"
-        raise ConfigError(f"cannot listen on {where}: {error.strerror}") from None
+        another = "; stop what listens there, or choose another address with --listen"
+        advice = another if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {where}: {error.strerror}{advice}") from None
     return bound
 
 

@@ -219,7 +219,10 @@ def _listen(address: Address | None) -> socket.socket:
             made = socket.create_server((host, port), family=family)
     except OSError as error:
         where = "any address" if address is None else format_address(address)
-        raise ConfigError(f"cannot listen on {where}: {error.strerror}") from None
+        # create_server appends the address, as Python writes it, to the system's words.
+        system = not isinstance(error, socket.gaierror) and error.errno is not None
+        reason = os.strerror(error.errno or 0) if system else error.strerror
+        raise ConfigError(f"cannot listen on {where}: {reason}") from None
     made.setblocking(False)
     return made
 

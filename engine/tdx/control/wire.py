@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -19,6 +20,9 @@ TLS_HANDSHAKE: Final = 0x16
 """First byte of a TLS connection: the content type of a handshake record (RFC 8446 section 5.1)."""
 
 _RECORD: Final = 16384
+_OUT_OF_DATE: Final = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
 _DAMAGED: Final = ("DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "SSLV3_ALERT_BAD_RECORD_MAC")
 
 T = TypeVar("T")
@@ -108,6 +112,11 @@ class TlsWire:
 def failure(error: OSError, remote: str) -> TdxError:
     """What a failed read, write or handshake with ``remote`` means."""
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _OUT_OF_DATE:
+            return Forbidden(
+                f"the clock of this machine says {time.strftime('%Y-%m-%d')}, and by it what {remote} shows "
+                "is out of date; set the clock, or introduce the two anew with `tdx pair`"
+            )
         return Forbidden(f"{remote} shows a key that was not paired with this device: {error.verify_message}")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return ConnectionLost(f"connection to {remote} lost: {error.strerror or error}")

@@ -48,5 +48,6 @@ def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
     try:
         server = scrape.listen(metrics, host, port)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot serve metrics on {host}:{port}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot serve metrics on {host}:{port}: {reason or error}") from error
     return MetricsServer(server)
