@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from tdx_cli.options import JSON, state_option
-from tdx_cli.text import say
+from tdx_cli.text import say, warn
 from tdx_cli.values import Parsed
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def show(as_json: bool, state: Path | None) -> None:
         for each in entries:
             say_json("trusted", each)
         return
+    if not entries:
+        warn("no device is trusted here; introduce two machines with `tdx pair`")
     width = max((len(each.name) for each in entries), default=0)
     for each in entries:
         day = time.strftime("%Y-%m-%d", time.localtime(each.added))

@@ -129,3 +129,10 @@ def test_who_is_trusted_by_hand_is_trusted_by_a_receiver_that_keeps_state_elsewh
     assert tdx("trust", "list").stdout == ""
     for asks in (("whois", "laptop"), ("policy", "check", "laptop")):
         assert tdx(*asks, "--config", config).returncode == 0, asks
+
+
+def test_that_nobody_is_trusted_is_a_note_and_no_failure(tdx: Tdx) -> None:
+    done = tdx("trust", "list")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "tdx pair" in done.stderr
+    assert tdx("trust", "list", "--json").stderr == ""

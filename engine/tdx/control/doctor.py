@@ -157,7 +157,7 @@ class Doctor:
             raise failed or Unreachable(f"{self._peer.host} has no address to connect to")
         for route in routes:
             where = endpoint_of(route.address)
-            text = f"{self._peer.host} is {where.host} port {where.port}, says {route.source}"
+            text = f"{self._peer.host} is {where.host} port {where.port}, according to {route.source}"
             if route.source == AS_GIVEN:
                 text = f"{where.host} port {where.port}, as it was given"
             if route.silent is not None:
@@ -351,7 +351,7 @@ class Doctor:
         bottleneck = name_bottleneck(probed.ours, probed.theirs)
         rate = probed.sent / max(probed.seconds, 1e-9)
         why = f"the bottleneck is the {bottleneck}" if bottleneck else "too quick to name a bottleneck"
-        took = f"{self._amount(probed.sent)} in {probed.seconds:.2f} s, none of it kept"
+        took = f"{self._amount(probed.sent)} in {_seconds(probed.seconds)}, none of it kept"
         text = f"{self._amount(rate)}/s: {took}; {why}"
         ours = {
             stage: None if seconds <= 0 else probed.sent / seconds
@@ -369,6 +369,10 @@ class Doctor:
             ours=probed.ours.as_dict(),
             theirs=probed.theirs.as_dict(),
         )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds:.2g} s"
 
 
 def _milliseconds(seconds: float) -> str:
