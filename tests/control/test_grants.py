@@ -166,6 +166,29 @@ def test_a_mode_that_was_taken_back_publishes_nothing(tmp_path: Path) -> None:
         assert receiver.visible() == {"disk.img": b"theirs"}
 
 
+def test_what_was_begun_outside_the_folder_that_is_granted_by_now_is_not_published(tmp_path: Path) -> None:
+    with granting(tmp_path, rule()) as receiver:
+        ours = open_upload(receiver, "disk.img", 4)
+        inside = open_upload(receiver, "guests/disk.img", 4, source="s2")
+        plain = open_upload(receiver, "guests.img", 4, source=None)
+        for upload in (ours, inside):
+            assert upload.put(receiver, 0, b"1234", 4).status == 200
+        receiver.running.policy = Policy([rule(into=FileName("guests"))])
+        appended = {
+            "Content-Type": "application/partial-upload",
+            "Upload-Offset": 0,
+            "Upload-Complete": "?1",
+        }
+        for refusal in (
+            ours.commit(receiver, b"1234"),
+            receiver.request("PATCH", plain.target, b"1234", appended),
+        ):
+            assert refusal.status == 403
+            assert "rule `guests` puts files into guests/ by now" in str(refusal.document["detail"])
+        assert inside.commit(receiver, b"1234").status == 200
+        assert receiver.visible() == {"guests/disk.img": b"1234"}
+
+
 # --- the largest file -------------------------------------------------------------
 
 

@@ -258,7 +258,7 @@ async def complete(
     """Verify what a plain client sent against its digests, and publish it: 201 once durable."""
     async with session.gate:
         # The policy may have been changed since the upload was created.
-        exchange.grant.check_conflict(session.upload.spec.conflict)
+        exchange.grant.check_begun(session.upload.spec.name, session.upload.spec.conflict)
         limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)
         try:
             receipt = await finish(session, claims, limit)

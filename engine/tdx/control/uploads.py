@@ -169,7 +169,7 @@ async def _commit(
         async with receiver.sessions.alone(upload, owner) as session:
             session.check_epoch(epoch)
             # The policy may have been changed since the upload was created.
-            exchange.grant.check_conflict(session.upload.spec.conflict)
+            exchange.grant.check_begun(session.upload.spec.name, session.upload.spec.conflict)
             try:
                 receipt = await ending.commit(
                     session, digests, length, claims, check_identical=check_identical

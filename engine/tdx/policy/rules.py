@@ -89,6 +89,16 @@ class Grant:
                 f"it allows {', '.join(sorted(self.conflict)) or 'none'}"
             )
 
+    def check_begun(self, name: FileName, conflict: Conflict) -> None:
+        """Forbidden where an upload to ``name``, placed by the rules of the time when it was begun,
+        may not be published by this one."""
+        self.check_conflict(conflict)
+        if self.into is not None and not name.startswith(f"{self.into}/"):
+            raise Forbidden(
+                f"rule `{self.rule}` puts files into {self.into}/ by now, and this upload was begun "
+                f"for {name}; run the push again"
+            )
+
 
 NOTHING_GRANTED: Final = Grant("", conflict=frozenset(), quota=0, max_file=0)
 
