@@ -71,6 +71,10 @@ class Peer:
             return False
         return True
 
+    def is_called(self, name: str) -> bool:
+        """Whether it was named by this name, in whatever case."""
+        return self.host.lower() == name.lower()
+
     @property
     def place(self) -> tuple[bytes | str, int]:
         """The same for whatever is written for one address and port, or one name and port."""
@@ -145,7 +149,7 @@ class Resolver:
         if self._find is None:
             return []
         trusted = await self._workers.on_disk(self.paired, peer)
-        if trusted is None or trusted.name.lower() != peer.host.lower():
+        if trusted is None or not peer.is_called(trusted.name):
             return []
         return await self.to_announced(peer, trusted, await self._find(trusted.key))
 
@@ -163,7 +167,7 @@ class Resolver:
     def paired(self, peer: Peer) -> Trusted | None:
         """The trusted device of that name, or that is known to listen at that address."""
         for trusted in self._devices.trust.entries():
-            if trusted.name.lower() == peer.host.lower():
+            if peer.is_called(trusted.name):
                 return trusted
         for trusted in self._devices.trust.entries():
             for address in trusted.addresses:
@@ -173,7 +177,7 @@ class Resolver:
 
     async def to_device(self, peer: Peer, trusted: Trusted) -> list[Route]:
         """The ways to a paired device, at its stored addresses. UnknownPeer, Unreachable."""
-        named = trusted.name.lower() == peer.host.lower()
+        named = peer.is_called(trusted.name)
         places = [Peer.parse(address) for address in trusted.addresses] if named else [peer]
         if named and peer.port is not None:
             places = [replace(place, port=peer.port) for place in places]

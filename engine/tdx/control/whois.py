@@ -72,7 +72,7 @@ def _is_localhost(text: str) -> bool:
 def _paired(peer: Peer, trust: TrustStore) -> list[Known]:
     found: list[Known] = []
     for trusted in trust.entries():
-        if trusted.name.lower() == peer.host.lower():
+        if peer.is_called(trusted.name):
             found.append(Known(identity_of(trusted), "paired; its key shows who it is when it connects"))
         elif any(_same_place(peer, Peer.parse(address)) for address in trusted.addresses):
             basis = "paired, and this is a stored address of it; only its key shows whether it is there"
@@ -81,11 +81,8 @@ def _paired(peer: Peer, trust: TrustStore) -> list[Known]:
 
 
 def _same_place(peer: Peer, stored: Peer) -> bool:
-    if peer.port is not None and str(peer).rpartition(":")[2] != str(stored).rpartition(":")[2]:
-        return False
-    return stored.host.lower() == peer.host.lower() or (
-        pack(peer.host) is not None and pack(peer.host) == pack(stored.host)
-    )
+    """At any port, where ``peer`` was given none."""
+    return peer.place[0] == stored.place[0] if peer.port is None else peer.place == stored.place
 
 
 class _Asking:
