@@ -152,3 +152,13 @@ def test_nothing_is_sent_to_a_receiver_that_is_not_ours(
     receiver.is_quiet()
     assert receiver.visible() == {}
     assert receiver.metrics.requests.family().samples == ()
+
+
+def test_who_is_refused_leaves_one_line_of_a_bounded_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path, providers=[Vouching("tailscale:n1", name="tailscale", own=False)]) as receiver:
+        assert receiver.request("GET", "/files/" + "a" * 15_000).status == 403
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tdx.audit"]
+    assert "refused GET /files/aaa" in line
+    assert len(line) < 2200

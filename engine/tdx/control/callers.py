@@ -19,13 +19,16 @@ from tdx.policy.rules import Grant
 
 T = TypeVar("T")
 
+_LONGEST_SAID: Final = 1000
+
 audit: Final = logging.getLogger("tdx.audit")
 """One line for everybody who was not let in."""
 
 
 def refused(remote: str, what: str, error: TdxError) -> None:
-    """Leave a line about what was refused to whoever is at ``remote``."""
-    audit.warning("refused %s from %s: %s", shown(what), remote, shown(error.message))
+    """Leave a line about what was refused to whoever is at ``remote``, who has chosen how long it is."""
+    said = [shown(text[:_LONGEST_SAID]) for text in (what, error.message)]
+    audit.warning("refused %s from %s: %s", said[0], remote, said[1])
 
 
 class Callers:
