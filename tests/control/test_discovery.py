@@ -308,7 +308,7 @@ def test_peers_lists_who_is_announced_and_marks_strangers(lan: Lan) -> None:
     assert rows[1]["addresses"] == [f"{THERE}:{PORT}"]
     doctor = lan.run("doctor", "nas", "--size", "1M")
     assert doctor.code == 0, doctor.log()
-    assert "says the local network" in doctor.stdout
+    assert "according to the local network" in doctor.stdout
 
 
 def test_a_machine_without_a_network_says_so_and_goes_on(
