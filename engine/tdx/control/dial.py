@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tdx.control.resolve import Find
 
 CONNECT_TIMEOUT: Final = 10.0
+ELSEWHERE_TIMEOUT: Final = 3.0
+"""Where the local network can be asked next: a machine that is there answers the second SYN by then."""
 
 
 class Dialer:
@@ -46,6 +48,9 @@ class Dialer:
         self._identities = identities
         self._devices = devices
         self._resolver = Resolver(identities, devices, workers, find)
+        self._patience = CONNECT_TIMEOUT if find is None else ELSEWHERE_TIMEOUT
+        self._found: list[Route] = []
+        """Where an announcement has led to the peer before."""
         self._routes = None if routes is None else tuple(routes)
         self._workers = workers
         self.round_trip = math.inf
@@ -60,13 +65,15 @@ class Dialer:
         if self._routes is not None:
             return await self._try(self._routes)
         try:
-            return await self._try(await self._resolver.routes(self.peer))
+            return await self._try([*self._found, *await self._resolver.routes(self.peer)])
         except TdxError as error:
             failed = error
             # Whoever it was at the old addresses: the key shows who is at a new one.
             for route in await self._resolver.announced(self.peer):
                 try:
-                    return await self._try([route])
+                    connection = await self._try([route])
+                    self._found = [route]
+                    return connection
                 except TdxError as other:
                     # Of what anybody may announce, nothing makes a temporary failure a lasting one.
                     failed = other if isinstance(failed, UnknownPeer) else failed
@@ -95,15 +102,16 @@ class Dialer:
             sock.close()
         if refusals:
             raise next((each for each in refusals if each.permanent), refusals[0])
-        raise Unreachable(
-            f"cannot reach {self.peer}: {'; '.join(dict.fromkeys(failures))}; is `tdx serve` running there?"
-        )
+        reasons = "; ".join(dict.fromkeys(failures))
+        # Who refuses is there; of the others, not even that is known.
+        hint = "is `tdx serve` running there?" if "refused" in reasons else "is it on, and its network up?"
+        raise Unreachable(f"cannot reach {self.peer}: {reasons}; {hint}")
 
     async def _connect(self, sock: socket.socket, route: Route) -> None:
         loop = asyncio.get_running_loop()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         started = loop.time()
-        await connect(sock, route)
+        await connect(sock, route, self._patience)
         self.round_trip = min(self.round_trip, loop.time() - started)
 
     async def _secure(self, sock: socket.socket, route: Route, trusted: Trusted) -> Connection:
@@ -136,7 +144,7 @@ class Dialer:
         if identity is None:
             # A receiver that has just ended listens no more: then another connection fails.
             with socket.socket(route.family, socket.SOCK_STREAM) as again:
-                await connect(again, route)
+                await connect(again, route, self._patience)
                 identity = await self._who(route)
         destination = endpoint_of(route.address)
         if identity is None:
@@ -171,12 +179,12 @@ class Dialer:
         return await self._workers.asked(self._identities.confirm, endpoint_of(route.address))
 
 
-async def connect(sock: socket.socket, route: Route) -> None:
+async def connect(sock: socket.socket, route: Route, timeout: float = CONNECT_TIMEOUT) -> None:
     """Connect by the route's interface, if it has one. OSError, TimeoutError."""
     sock.setblocking(False)
     if route.interface is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, route.interface.encode() + b"\0")
-    async with asyncio.timeout(CONNECT_TIMEOUT):
+    async with asyncio.timeout(timeout):
         await asyncio.get_running_loop().sock_connect(sock, route.address)
 
 
