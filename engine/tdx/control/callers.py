@@ -15,6 +15,7 @@ from tdx.control.wire import TLS_HANDSHAKE, PlainWire, TlsWire, failure, first_b
 from tdx.errors import Forbidden, Stalled, TdxError
 from tdx.identity.local import NAME as LOCAL
 from tdx.model import Identity, shown
+from tdx.policy.flood import Flood
 from tdx.policy.rules import Grant
 
 T = TypeVar("T")
@@ -22,13 +23,7 @@ T = TypeVar("T")
 _LONGEST_SAID: Final = 1000
 
 audit: Final = logging.getLogger("tdx.audit")
-"""One line for everybody who was not let in."""
-
-
-def refused(remote: str, what: str, error: TdxError) -> None:
-    """Leave a line about what was refused to whoever is at ``remote``, who has chosen how long it is."""
-    said = [shown(text[:_LONGEST_SAID]) for text in (what, error.message)]
-    audit.warning("refused %s from %s: %s", said[0], remote, said[1])
+"""A line for whoever was not let in, unless there are too many."""
 
 
 class Callers:
@@ -36,6 +31,19 @@ class Callers:
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
+        self._refusals = Flood()
+
+    def refused(self, remote: str, what: str, error: TdxError) -> None:
+        """Count, and leave a line about, what was refused to whoever is at ``remote``, who has
+        chosen how long it is and how often there is one."""
+        self._receiver.metrics.refused.add(1, (error.code,))
+        held_back = self._refusals.admit(asyncio.get_running_loop().time())
+        if held_back is None:
+            return
+        if held_back:
+            audit.warning("%d more were refused that have no line here", held_back)
+        said = [shown(text[:_LONGEST_SAID]) for text in (what, error.message)]
+        audit.warning("refused %s from %s: %s", said[0], remote, said[1])
 
     async def welcome(self, sock: socket.socket, patience: float) -> Connection:
         """A connection, in TLS where its first byte begins a handshake, which is then done.
@@ -120,6 +128,7 @@ class Callers:
             nonlocal watch
             watch = loop.create_task(self._watch(exchange))
 
+        exchange.permit_again = lambda: self._permit_again(exchange)
         # Most requests are over before a task for them would be worth its making.
         timer = loop.call_later(self._receiver.limits.recheck_interval, begin)
         try:
@@ -130,13 +139,18 @@ class Callers:
                 watch.cancel()
 
     async def _watch(self, exchange: Exchange) -> None:
-        connection, caller = exchange.connection, exchange.identity
         while True:
             try:
-                now = await self.identify(connection, caller)
-                self.permit(connection, now)
-                if now is None or now.owner != caller.owner:
-                    raise Forbidden(f"the caller is no longer {caller}")
+                await self._permit_again(exchange)
             except TdxError as error:
-                connection.revoke(error)
+                exchange.connection.revoke(error)
             await asyncio.sleep(self._receiver.limits.recheck_interval)
+
+    async def _permit_again(self, exchange: Exchange) -> Grant:
+        """What the caller of a request may do now. Forbidden where it is no longer who it was."""
+        caller = exchange.identity
+        now = await self.identify(exchange.connection, caller)
+        grant = self.permit(exchange.connection, now)
+        if now is None or now.owner != caller.owner:
+            raise Forbidden(f"the caller is no longer {caller}")
+        return grant

@@ -10,7 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from tdx.control.callers import Callers, refused
+from tdx.control.callers import Callers
 from tdx.control.connection import Connection, endpoint_of
 from tdx.control.messages import Exchange, Response, problem_response
 from tdx.control.receiver import Receiver
@@ -82,8 +82,7 @@ class Conversations:
         except (ConnectionLost, Stalled) as error:
             log.debug("%s: %s", remote, error)
         except TdxError as error:  # of a handshake, which was answered with an alert
-            receiver.metrics.refused.add(1, (error.code,))
-            refused(remote, "a TLS connection", error)
+            self._callers.refused(remote, "a TLS connection", error)
         except OSError as error:  # gone before it was looked at
             log.debug("%s: %s", remote, error)
         except Exception:
@@ -159,10 +158,11 @@ class Conversations:
         except ExtentsDiffer as error:
             return problem_response(error)  # a commit's ordinary answer, not a refusal
         except TdxError as error:
-            self._receiver.metrics.refused.add(1, (error.code,))
             if isinstance(error, Forbidden):
                 what = f"{exchange.head.method} {exchange.head.target}"
-                refused(exchange.connection.link.remote.host, what, error)
+                self._callers.refused(exchange.connection.link.remote.host, what, error)
+            else:
+                self._receiver.metrics.refused.add(1, (error.code,))
             return problem_response(error)
         except Exception:
             log.exception("%s %s failed", exchange.head.method, label_of(exchange.head.target))
