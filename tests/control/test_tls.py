@@ -16,7 +16,7 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, push, running
 from support.vouching import Vouching
 from support.wire import head
-from tdx.control import conversations
+from tdx.control import conversations, messages
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
@@ -24,6 +24,7 @@ from tdx.errors import ConnectionLost, Forbidden, TlsFailed, Unreachable
 from tdx.identity.tls import TlsIdentities
 from tdx.model import Outcome
 from tdx.policy.admission import Limits
+from tdx.policy.flood import BURST
 from tdx.policy.rules import Policy, Rule
 
 EXTENT = 4 << 20
@@ -206,6 +207,23 @@ def test_a_connection_that_is_open_when_its_key_is_removed_serves_no_further_req
     assert b"does not trust this device's key any more" in answer
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_file_whose_sender_is_removed_before_its_last_byte_is_not_published(
+    receiver: RunningReceiver, sender: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    monkeypatch.setattr(messages, "FRESH_SECONDS", 0.0)
+    with secured(receiver, sender) as wire:
+        wire.sendall(head("PUT", "/files/f", {"Content-Length": 10}) + b"first")
+        wait_until(receiver.staged, "the upload is there")
+        if removed:
+            TlsIdentities(receiver.state).trust.remove("laptop")
+        wire.sendall(b"other")
+        answer = wire.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 403 " if removed else b"HTTP/1.1 201 ")
+    receiver.is_quiet()
+    assert receiver.visible() == ({} if removed else {"f": b"firstother"})
+
+
 def test_many_strangers_leave_room_for_those_who_are_known(tmp_path: Path) -> None:
     provider = Vouching(None)
     with (
@@ -273,6 +291,15 @@ def test_a_device_for_which_there_is_no_room_tries_again(tmp_path: Path, source:
                 other.close()
                 assert pushing.result().outcome is Outcome.PUBLISHED
     assert receiver.visible() == {"disk.img": source.read_bytes()}
+
+
+def test_a_flood_of_refusals_leaves_few_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(tmp_path, providers=[Vouching(None)]) as receiver, receiver.connect() as wire:
+        for _ in range(3 * BURST):
+            assert wire.request("GET", "/v1/hello").status == 403
+        assert receiver.refusals() == {("forbidden",): 3 * BURST}
+    lines = [record for record in caplog.records if record.name == "tdx.audit"]
+    assert BURST <= len(lines) < 2 * BURST
 
 
 class TestGarbage:

@@ -257,6 +257,7 @@ async def complete(
 ) -> Response:
     """Verify what a plain client sent against its digests, and publish it: 201 once durable."""
     async with session.gate:
+        await exchange.still_permitted()
         # The policy may have been changed since the upload was created.
         exchange.grant.check_begun(session.upload.spec.name, session.upload.spec.conflict)
         limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Final, TypeVar
@@ -26,7 +26,7 @@ from tdx.errors import (
 )
 from tdx.model import Identity
 from tdx.policy.admission import Limits
-from tdx.policy.rules import NOTHING_GRANTED
+from tdx.policy.rules import NOTHING_GRANTED, Grant
 from tdx.proto import problem
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.fields import format_digest
@@ -34,6 +34,9 @@ from tdx.proto.head import RequestHead, format_response
 
 JSON_TYPE: Final = "application/json"
 PROCESSING_SECONDS: Final = 5.0
+FRESH_SECONDS: Final = 0.5
+"""How long an answer about who is calling is good for."""
+
 SKIPPED_AT_MOST: Final = 65536
 
 T = TypeVar("T")
@@ -96,6 +99,9 @@ class Exchange:
         self.connection = connection
         self.head = head
         self.caller = caller
+        self._begun = asyncio.get_running_loop().time()
+        self.permit_again: Callable[[], Awaitable[Grant]] | None = None
+        """Asks who is calling now, and what they may; set where that can have changed meanwhile."""
         self.grant = NOTHING_GRANTED
         """What the policy lets the caller do, once it has let it in."""
         self.limits = limits
@@ -109,6 +115,13 @@ class Exchange:
         if self.caller is None:
             raise Forbidden("nobody vouches for this connection")
         return self.caller
+
+    async def still_permitted(self) -> None:
+        """Ask again, before what a caller has sent is published, who it is and whether it may; the
+        grant is as it is now. Forbidden. A request that has just begun was asked about just now."""
+        long_ago = asyncio.get_running_loop().time() - self._begun >= FRESH_SECONDS
+        if long_ago and self.permit_again is not None:
+            self.grant = await self.permit_again()
 
     @property
     def headers(self) -> Callable[[str], str | None]:

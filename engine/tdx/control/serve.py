@@ -97,9 +97,10 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
     _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
-    scraped = announcing = None
+    scraped = announcing = again = None
     server = Server(receiver)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _configure_again(receiver, hooks))
+    configuring = Configuring(receiver, hooks.configure)
+    loop.add_signal_handler(signal.SIGHUP, configuring.ask)
     try:
         if config.metrics is not None:
             scraped = serve_metrics(receiver.metrics, *config.metrics)
@@ -107,6 +108,7 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
         hooks.ready(addresses, None if scraped is None else Endpoint(*scraped.address))
         if config.announce:
             announcing = asyncio.create_task(announce(receiver, addresses))
+        again = asyncio.create_task(configuring.run())
         waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.folder_gone)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -116,9 +118,10 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
             raise ConfigError(f"{config.folder} has been removed; make it again and restart the receiver")
         log.info("stopping: what is on its way can be resumed")
     finally:
-        if announcing is not None:
-            announcing.cancel()
-            await asyncio.wait([announcing])
+        for task in (announcing, again):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         await server.stop()
         if scraped is not None:
             scraped.close()
@@ -126,15 +129,36 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
         store.close()
 
 
-def _configure_again(receiver: Receiver, hooks: Hooks) -> None:
-    try:
-        config = hooks.configure()
+class Configuring:
+    """Reads the configuration again whenever it is asked to, one time after the other, and beside the
+    loop: a file may be on a disk that hangs."""
+
+    def __init__(self, receiver: Receiver, configure: Callable[[], ServeConfig]) -> None:
+        self._receiver = receiver
+        self._configure = configure
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            try:
+                await self._receiver.workers.at_length(self._read)
+            except ConfigError as error:
+                log.error("the configuration stays as it was: %s", error.message)
+            except Exception:  # whatever it was, the next one must be read
+                log.exception("the configuration stays as it was")
+            else:
+                log.info("rules and identity providers are as configured now")
+
+    def _read(self) -> None:
+        config = self._configure()
         identities = identities_of(config.identity, os.getuid())
-    except ConfigError as error:
-        log.error("the configuration stays as it was: %s", error.message)
-        return
-    receiver.identities, receiver.policy = identities, Policy(config.rules)
-    log.info("rules and identity providers are as configured now")
+        self._receiver.identities, self._receiver.policy = identities, Policy(config.rules)
 
 
 def run(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:

@@ -168,6 +168,7 @@ async def _commit(
     try:
         async with receiver.sessions.alone(upload, owner) as session:
             session.check_epoch(epoch)
+            await exchange.still_permitted()
             # The policy may have been changed since the upload was created.
             exchange.grant.check_begun(session.upload.spec.name, session.upload.spec.conflict)
             try:
