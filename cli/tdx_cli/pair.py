@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def command(
     from tdx.errors import ConfigError, UsageError
     from tdx.identity.tls import TlsIdentities
 
+    # A unit or a script that stops it gets the same as Ctrl-C: one line, and nothing trusted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if len(where) not in (0, 2):
         raise UsageError("tdx pair takes HOST:PORT and CODE, as the other machine printed them, or neither")
     if where and listen is not None:

@@ -60,6 +60,7 @@ class Run:
         self._stopped: TdxError | None = None
         self._hopeless: TdxError | None = None
         self._remains = KEPT
+        self._sender: Sender | None = None
         self._signals = StopSignals()
 
     async def push(self, items: Iterable[Item | LeftOut]) -> int:
@@ -73,6 +74,7 @@ class Run:
         timer = None if limit is None else loop.call_later(limit, self._on_timeout, limit)
         try:
             async with Sender(self._wishes.peer, self._wishes.sender) as sender:
+                self._sender = sender
                 for item in items:
                     # A stop that arrived since the last file has its turn.
                     await asyncio.sleep(0)
@@ -107,7 +109,9 @@ class Run:
         loop.call_soon_threadsafe(lambda: self._stop(Interrupted(f"stopped by {name}; {self._remains}")))
 
     def _on_timeout(self, limit: float) -> None:
-        self._stop(TimedOut(f"not done after {seconds_of(limit)}; {self._remains}"))
+        met = self._sender is not None and self._sender.met
+        what = self._remains if met else f"{self._wishes.peer} had not been reached"
+        self._stop(TimedOut(f"not done after {seconds_of(limit)}; {what}"))
 
     def _stop(self, reason: TdxError) -> None:
         self._stopped = self._stopped or reason

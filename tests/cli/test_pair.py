@@ -114,10 +114,11 @@ def test_an_expired_code_is_77(other: Tdx) -> None:
     assert done.stderr.startswith("tdx: nobody answered in time")
 
 
-def test_an_interrupt_is_75(other: Tdx) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_75(other: Tdx, number: signal.Signals) -> None:
     with waiting(other) as waits:
         offer(waits)
-        waits.process.send_signal(signal.SIGINT)
+        waits.process.send_signal(number)
         assert waits.end() == (75, "", "tdx: interrupted\n")
 
 

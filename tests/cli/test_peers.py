@@ -154,3 +154,14 @@ def test_a_terminal_gets_one_line_of_its_width_for_each_peer(tdx: Tdx, config: P
         os.close(theirs)
     assert max(map(len, whole)) > 60
     assert seen == [line if len(line) <= 60 else f"{line[:59]}…" for line in whole]
+
+
+def test_a_key_of_ones_own_that_cannot_be_used_is_78_and_no_refusal_of_theirs(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    state = tmp_path / "own"
+    introduce(tmp_path / "theirs", state, receiver.address)
+    (state / "device" / "key.pem").chmod(0o644)
+    done = tdx("peers", "--state", state)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "key.pem" in done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from support.commands import COMMAND, PATIENCE, RunningReceiver, Tdx, events_of, parsed
+from support.devices import trust
 from tdx.integrity import MIB
 
 RESULT_KEYS = ["event", "name", "size", "sent_bytes", "resumed_bytes", "seconds", "root", "path", "error"]
@@ -255,6 +256,18 @@ def test_a_run_that_takes_too_long_is_75(tdx: Tdx, receiver: RunningReceiver) ->
         os.close(reader)
         os.close(writer)
     assert failed(done) == (75, "timeout")
+
+
+def test_of_a_peer_that_was_not_reached_in_time_nothing_is_said_to_be_kept(
+    tdx: Tdx, file: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # which never answers a handshake
+        trust(tmp_path / "own", "nas", tmp_path / "theirs", f"127.0.0.1:{listener.getsockname()[1]}")
+        done = tdx("push", file, "nas", "--timeout", "300ms", "--state", tmp_path / "own")
+    assert (done.returncode, done.stderr) == (
+        75,
+        "tdx: not done after 0.3 s; nas:8390 had not been reached\n",
+    )
 
 
 def test_events_that_nobody_reads_end_it_quietly(tdx: Tdx, receiver: RunningReceiver, file: Path) -> None:

@@ -86,6 +86,11 @@ class Client:
         self._pool.close()
 
     @property
+    def met(self) -> bool:
+        """Whether the peer has been reached."""
+        return self._pool.met
+
+    @property
     def round_trip(self) -> float:
         """Seconds to the peer and back, as its connections were made."""
         return self._dialer.round_trip

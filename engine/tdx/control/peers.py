@@ -17,6 +17,7 @@ from tdx.control.hello import ask_hello
 from tdx.control.resolve import Peer, Resolver, Route
 from tdx.control.workers import Workers
 from tdx.errors import (
+    ConfigError,
     ConnectionLost,
     IdentityUnavailable,
     Stalled,
@@ -194,6 +195,8 @@ class _Asking:
             return replace(
                 seen, standing=Standing.NO_ANSWER, reason=f"nothing came within {self._timeout:g} s"
             )
+        except ConfigError:
+            raise  # it is this machine's own key or trust store, and the peer has not been asked
         except SILENT as error:
             return replace(seen, standing=Standing.NO_ANSWER, reason=error.message)
         except TdxError as error:

@@ -66,6 +66,11 @@ class Sender:
         self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
         self._pace = Pace(options.limit_rate)
 
+    @property
+    def met(self) -> bool:
+        """Whether the peer has been reached."""
+        return self._client.met
+
     async def __aenter__(self) -> Self:
         return self
 
