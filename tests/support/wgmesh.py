@@ -33,6 +33,7 @@ BEHIND: Final = "10.9.2.5"
 
 BEHIND_NETWORK: Final = "10.9.2.0/24"
 
+_LISTENS: Final = "UAPI listener started"
 _PORT: Final = 51820
 _RUN: Final = os.path.realpath("/var/run")
 
@@ -276,17 +277,15 @@ def _new_key(folder: Path, name: str) -> str:
 def _join(processes: Processes, machine: Machine, private_key: Path) -> None:
     # wireguard-go's control sockets are in /var/run, and tests that run at the same time have the same names.
     _or_skip([*machine.prefix, "mount", "-t", "tmpfs", "-o", "mode=755", "tdx-test", _RUN])
-    daemon = processes.run("wireguard", [*machine.prefix, "wireguard-go", "-f", INTERFACE])
-
-    def ready() -> bool:
-        shown = subprocess.run(
-            [*machine.prefix, "wg", "show", INTERFACE], capture_output=True, check=False
-        ).returncode
-        return shown == 0 or not daemon.running
-
-    wait_until(ready, "wireguard-go answers")
-    if not daemon.running:
+    environment = {**processes.environment, "LOG_LEVEL": "verbose"}
+    command = [*machine.prefix, "wireguard-go", "-f", INTERFACE]
+    daemon = processes.run("wireguard", command, env=environment)
+    # Not asked with wg until it listens: wg takes a socket that refuses for a stale one and removes it,
+    # and wireguard-go, whose socket is gone, ends.
+    wait_until(lambda: _LISTENS in daemon.log() or not daemon.running, "wireguard-go listens")
+    if "create TUN device" in daemon.stderr:
         pytest.skip(f"no WireGuard: {daemon.stderr.strip()[-300:]}")
+    assert daemon.running, daemon.log()
     machine.run("wg", "set", INTERFACE, "private-key", str(private_key), "listen-port", str(_PORT))
     for address in (f"{machine.address}/24", f"{machine.address6}/64"):
         machine.run("ip", "address", "add", address, "dev", INTERFACE)
