@@ -49,35 +49,25 @@ class Callers:
         """A connection, in TLS where its first byte begins a handshake, which is then done.
         That byte may take ``patience`` seconds.
 
-        Forbidden for a device that was not paired, TlsFailed, ConnectionLost, Stalled; the
-        socket is then closed.
+        Forbidden for a device that was not paired, TlsFailed, ConnectionLost, Stalled. ``sock``
+        itself is closed by whoever gave it.
         """
         receiver = self._receiver
         try:
             async with asyncio.timeout(patience):
                 first = await first_byte(sock)
         except TimeoutError:
-            sock.close()
             raise Stalled("the caller sent nothing") from None
         except OSError as error:
-            sock.close()
             raise failure(error, "the caller") from None
-        except BaseException:
-            sock.close()
-            raise
         if first != TLS_HANDSHAKE:
             return Connection(PlainWire(sock), receiver.workers.bodies)
         return await self._handshake(sock)
 
     async def _handshake(self, sock: socket.socket) -> Connection:
         receiver = self._receiver
-        try:
-            context = await receiver.workers.on_disk(receiver.devices.server_context)
-            wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        except BaseException:
-            sock.close()
-            raise
-        wire = TlsWire(wrapped)
+        context = await receiver.workers.on_disk(receiver.devices.server_context)
+        wire = TlsWire(context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
         connection = Connection(wire, receiver.workers.bodies)
         try:
             async with asyncio.timeout(receiver.limits.head_timeout):

@@ -128,14 +128,12 @@ class Dialer:
             if identity is None or identity.node != trusted.name:
                 raise Forbidden(f"{peer} shows the key of another device; nothing was sent")
             return Connection(wire, self._workers.bodies, route.authority)
-        except TimeoutError:
+        except BaseException as error:
             wrapped.close()
-            raise Stalled(f"{peer} does not finish its TLS handshake") from None
-        except OSError as error:
-            wrapped.close()
-            raise failure(error, peer) from None
-        except BaseException:
-            wrapped.close()
+            if isinstance(error, TimeoutError):
+                raise Stalled(f"{peer} does not finish its TLS handshake") from None
+            if isinstance(error, OSError):
+                raise failure(error, peer) from None
             raise
 
     async def _confirm(self, sock: socket.socket, route: Route) -> None:
