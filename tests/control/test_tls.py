@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -16,10 +17,12 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, push, running
 from support.vouching import Vouching
 from support.wire import head
-from tdx.control import conversations, messages
+from tdx.control import callers, conversations, messages
+from tdx.control.connection import Connection
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
+from tdx.control.wire import PlainWire, TlsWire
 from tdx.errors import ConnectionLost, Forbidden, TlsFailed, Unreachable
 from tdx.identity.tls import TlsIdentities
 from tdx.model import Outcome
@@ -338,6 +341,25 @@ class TestGarbage:
             secure.close()
         receiver.is_quiet()
         assert receiver.refusals() == {("forbidden",): 1}
+
+    def test_a_caller_that_resets_before_its_handshake_leaves_nothing_open(
+        self, receiver: RunningReceiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wrapped: list[socket.socket] = []
+
+        def gone(wire: TlsWire | PlainWire, *rest: object) -> Connection:
+            if isinstance(wire, PlainWire):
+                return Connection(wire, receiver.running.workers.bodies)
+            wrapped.append(wire.sock)
+            raise OSError(errno.ENOTCONN, "not connected")
+
+        monkeypatch.setattr(callers, "Connection", gone)
+        with socket.create_connection(("127.0.0.1", receiver.port), 10) as wire:
+            wire.sendall(b"\x16\x03\x01")
+            with contextlib.suppress(ConnectionResetError):
+                assert wire.recv(1) == b""
+        receiver.is_quiet()
+        assert [sock.fileno() for sock in wrapped] == [-1]
 
     def test_a_handshake_that_does_not_go_on_is_given_up(self, tmp_path: Path) -> None:
         with (

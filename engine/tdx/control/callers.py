@@ -68,7 +68,11 @@ class Callers:
         receiver = self._receiver
         context = await receiver.workers.on_disk(receiver.devices.server_context)
         wire = TlsWire(context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
-        connection = Connection(wire, receiver.workers.bodies)
+        try:
+            connection = Connection(wire, receiver.workers.bodies)
+        except OSError:  # reset already
+            wire.sock.close()
+            raise
         try:
             async with asyncio.timeout(receiver.limits.head_timeout):
                 await wire.handshake()
