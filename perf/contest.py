@@ -92,7 +92,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One figure of the targets: ``value`` against ``goal`` and ``gate``; ``better`` is ``lower`` or ``higher``."""
+    """One figure of the targets: ``value``, whose runs lie between ``low`` and ``high``, against ``goal`` and
+    ``gate``; ``better`` is ``lower`` or ``higher``."""
 
     id: str
     what: str
@@ -119,8 +120,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How large, how often, and where. ``disk`` and ``memory`` are folders on a disk and on a tmpfs; ``rounds``
-    how often each contestant runs; ``scale`` 1.0 for the sizes of the targets, less for a quick look."""
+    """How large, how often, and where. ``disk`` and ``memory`` are folders on a disk and on a tmpfs;
+    ``rounds`` how often each contestant runs; ``scale`` 1.0 for the sizes of the targets, less for a quick look."""
 
     disk: Path
     memory: Path
