@@ -121,7 +121,8 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How large, how often, and where. ``disk`` and ``memory`` are folders on a disk and on a tmpfs;
-    ``rounds`` how often each contestant runs; ``scale`` 1.0 for the sizes of the targets, less for a quick look."""
+    ``rounds`` how often each contestant runs; ``scale`` 1.0 for the sizes of the targets, less for a quick
+    look."""
 
     disk: Path
     memory: Path
