@@ -20,6 +20,7 @@ from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
 from tdx.integrity import MIN_EXTENT
 from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.datafile import DataFile, Disk
+from tdx.store.final import FinalNames
 from tdx.store.folders import Folder, Unreadable, remove
 from tdx.store.journal import Session, data_ranges
 from tdx.store.ledger import Ledger
@@ -89,7 +90,8 @@ class LocalStore:
             self._preallocates = kind not in NO_PREALLOCATION
             self._session = Session(system.boot_id(), device, system.mount_id(uploads))
             self._disk = Disk(kind not in IN_MEMORY, system.umask(), self._unreserved)
-            self._destination = Destination(system, self._tree, receipts)
+            self._names = FinalNames(system, self._tree)
+            self._destination = Destination(system, self._tree, self._names, receipts)
             self._resources = undo.pop_all()
 
     # --- uploads ----------------------------------------------------------------------
@@ -267,7 +269,7 @@ class LocalStore:
             return None
 
     def make_durable(self, path: str) -> int:
-        return self._destination.make_durable(path)
+        return self._names.make_durable(path)
 
     # --- receipts and the end of things -----------------------------------------------------
 

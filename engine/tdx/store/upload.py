@@ -19,12 +19,13 @@ from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 from tdx.store.datafile import DataFile
+from tdx.store.final import DirectoryNotDurable
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
 from tdx.store.journal import Record, runs
 from tdx.store.ledger import Ledger
 from tdx.store.port import Piece
-from tdx.store.publish import Destination, DirectoryNotDurable
+from tdx.store.publish import Destination
 from tdx.store.reading import new_buffer
 from tdx.store.rules import complete_length, lengthened, needed_bytes, refreshed
 from tdx.store.syscalls import System, failure
