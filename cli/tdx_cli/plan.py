@@ -5,42 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
 
-from tdx.errors import SourceError, TdxError, UsageError
+from tdx.control.items import STDIN, Item, LeftOut
+from tdx.errors import SourceError, UsageError
 from tdx.model import shown
-
-STDIN: Final = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One file to push. ``error``: why it cannot be, known before it is tried."""
-
-    path: str
-    name: str
-    error: TdxError | None = None
-
-    @property
-    def is_stdin(self) -> bool:
-        return self.path == STDIN
-
-    @property
-    def size(self) -> int | None:
-        """Bytes, as far as is known without opening it."""
-        try:
-            return None if self.is_stdin else os.stat(self.path).st_size  # noqa: PTH116  any bytes may be a path
-        except (OSError, ValueError):
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Something in a folder that is not pushed, and why."""
-
-    path: str
-    reason: str
 
 
 def check(paths: Sequence[str], *, name: str | None, resume: bool, digest: str | None = None) -> None:
@@ -84,13 +52,21 @@ def plan(paths: Sequence[str], *, name: str | None, recursive: bool) -> Iterator
     for path in paths:
         top = _name_of(path) if name is None else name
         if path == STDIN and sys.stdin is None:
-            yield Item(path, top, SourceError("standard input is closed"))
+            yield Item(path, top, error=SourceError("standard input is closed"))
         elif path == STDIN or not os.path.isdir(path):  # noqa: PTH112
-            yield Item(path, top)
+            yield Item(path, top, None if path == STDIN else _size_of(path))
         elif recursive:
             yield from _walk(path, top)
         else:
-            yield Item(path, top, UsageError(f"{shown(path)}: is a directory; push it with -r"))
+            yield Item(path, top, error=UsageError(f"{shown(path)}: is a directory; push it with -r"))
+
+
+def _size_of(path: str) -> int | None:
+    """Bytes; None where pushing it will tell why not."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  any bytes may be a path
+    except (OSError, ValueError):
+        return None
 
 
 def _walk(folder: str, name: str) -> Iterator[Item | LeftOut]:
@@ -103,17 +79,26 @@ def _walk(folder: str, name: str) -> Iterator[Item | LeftOut]:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             refused = SourceError(f"{shown(path)}: cannot be read: {error.strerror}")
-            yield Item(path, name, refused)
+            yield Item(path, name, error=refused)
             continue
         folders: list[tuple[str, str]] = []
+        prefix = f"{name}/" if name else ""
         for entry in entries:
-            inside = f"{name}/{entry.name}" if name else entry.name
+            inside = prefix + entry.name
+            # All of this but the size is known from the folder itself.
             if entry.is_symlink():
                 yield LeftOut(entry.path, "is a symbolic link")
             elif entry.is_dir(follow_symlinks=False):
                 folders.append((entry.path, inside))
             elif entry.is_file(follow_symlinks=False):
-                yield Item(entry.path, inside)
+                yield Item(entry.path, inside, _size_in(entry))
             else:
                 yield LeftOut(entry.path, "is not a regular file")
         pending.extend(reversed(folders))
+
+
+def _size_in(entry: os.DirEntry[str]) -> int | None:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return None

@@ -6,14 +6,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tdx.model import shown
-from tdx_cli.report import Ending, Report
+from tdx_cli.report import Ending, Overall, Report
 from tdx_cli.text import seconds_of, size_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from tdx.control.items import Item
     from tdx.control.progress import Tally
-    from tdx_cli.plan import Item
 
 PATIENCE: Final = 0.5
 """Seconds before a file gets a line: most small ones never need it, nor the import of rich."""
@@ -68,51 +68,65 @@ def percentage(done: int, total: int | None) -> str:
 
 
 class TerminalReport(Report):
-    """One line on standard error for the file that is on its way, gone when it has ended."""
+    """One line on standard error: for the file that is on its way, gone when it has ended, or for the
+    run as a whole where there are ``several``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool) -> None:
+        self._several = several
         self._speed = Speed()
         self._live: Progress | None = None
         self._task: TaskID | None = None
-
-    def started(self, item: Item) -> None:  # noqa: ARG002  the base's
-        self._speed = Speed()
 
     def interval(self, elapsed: float) -> float | None:
         return REDRAW if elapsed >= PATIENCE else PATIENCE - elapsed
 
     def progress(self, item: Item, tally: Tally, elapsed: float, bottleneck: str | None) -> None:
+        if self._several:
+            return
         checking = tally.phase == "checking"
         moved = tally.checked if checking else tally.sent
         done = moved if checking else moved + tally.resumed
-        if tally.total is not None:
+        limited = "" if bottleneck is None else f"limited by {bottleneck}"
+        note = PHASES.get(tally.phase, limited)
+        self._draw(shown(item.name), moved, done, tally.total, note, elapsed)
+
+    def overall(self, so_far: Overall, elapsed: float) -> None:
+        if not self._several:
+            return
+        title = f"{so_far.ended} files" if so_far.files is None else f"{so_far.ended} of {so_far.files} files"
+        note = "" if so_far.bottleneck is None else f"limited by {so_far.bottleneck}"
+        self._draw(title, so_far.sent, so_far.done, so_far.size, note, elapsed)
+
+    def _draw(self, title: str, moved: int, done: int, total: int | None, note: str, elapsed: float) -> None:
+        if total is not None:
             # What is sent twice after a broken connection counts once here.
-            done = min(done, tally.total)
+            done = min(done, total)
         self._speed.observe(moved, elapsed)
         if elapsed < PATIENCE:
             return
         rate = self._speed.rate
-        left = None if tally.total is None else self._speed.eta(tally.total - done)
-        limited = "" if bottleneck is None else f"limited by {bottleneck}"
-        live, task = self._line(item)
+        left = None if total is None else self._speed.eta(total - done)
+        live, task = self._line()
         live.update(
             task,
-            total=tally.total,
+            description=title,
+            total=total,
             completed=done,
-            percent=percentage(done, tally.total),
-            size=size_of(done) if tally.total is None else f"{size_of(done)} of {size_of(tally.total)}",
+            percent=percentage(done, total),
+            size=size_of(done) if total is None else f"{size_of(done)} of {size_of(total)}",
             rate="" if rate is None else f"{size_of(rate)}/s",
             eta="" if left is None else f"{seconds_of(left)} left",
-            note=PHASES.get(tally.phase, limited),
+            note=note,
         )
         live.refresh()
 
     def ended(self, ending: Ending) -> None:  # noqa: ARG002  the base's
+        # A line of another report follows. Where the run goes on, the next picture brings it back.
         if self._live is not None:
             self._live.stop()
             self._live = self._task = None
 
-    def _line(self, item: Item) -> tuple[Progress, TaskID]:
+    def _line(self) -> tuple[Progress, TaskID]:
         if self._live is not None and self._task is not None:
             return self._live, self._task
         # NO_COLOR and dumb terminals are rich's to respect.
@@ -136,8 +150,6 @@ class TerminalReport(Report):
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._live.add_task(
-            shown(item.name), total=None, percent="", size="", rate="", eta="", note=""
-        )
+        self._task = self._live.add_task("", total=None, percent="", size="", rate="", eta="", note="")
         self._live.start()
         return self._live, self._task

@@ -123,12 +123,12 @@ def command(
         quiet=quiet,
         several=several,
     )
-    report = _report(str(peer), as_json=as_json, quiet=quiet)
+    report = _report(str(peer), as_json=as_json, quiet=quiet, several=several)
     with asyncio.Runner() as runner:
         return runner.run(Run(wishes, report).push(plan.plan(paths, name=name, recursive=recursive)))
 
 
-def _report(peer: str, *, as_json: bool, quiet: bool) -> Report:
+def _report(peer: str, *, as_json: bool, quiet: bool, several: bool) -> Report:
     import sys
 
     from tdx_cli.report import JsonReport, Report, Several, TextReport
@@ -139,4 +139,4 @@ def _report(peer: str, *, as_json: bool, quiet: bool) -> Report:
     from tdx_cli.progress import TerminalReport
 
     # The bar goes before the line that takes its place.
-    return Several([TerminalReport(), lines])
+    return Several([TerminalReport(several=several), lines])

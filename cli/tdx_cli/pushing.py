@@ -1,29 +1,28 @@
-"""One run of ``tdx push``: every item in turn, signals, the time limit, the worst exit code."""
+"""One run of ``tdx push``: its files, signals, the time limit, progress, the worst exit code."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import signal
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tdx.control.progress import PushResult, Tally
+from tdx.control.items import Ended, Item, LeftOut
+from tdx.control.many import ManyPushes
 from tdx.control.push import PushOptions
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.control.signals import StopSignals
-from tdx.errors import Interrupted, TdxError, TimedOut, UnknownPeer, Unreachable
-from tdx.model import Conflict, shown
+from tdx.errors import Interrupted, TdxError, TimedOut
+from tdx.model import Conflict, Stages, shown
 from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.exits import worst
 from tdx_cli.main import INTERNAL
-from tdx_cli.plan import Item, LeftOut
-from tdx_cli.report import OUTCOMES, Ending, Failure, Report
+from tdx_cli.report import OUTCOMES, Ending, Failure, Overall, Report, Totals
 from tdx_cli.text import seconds_of, warn
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -50,23 +49,24 @@ class Wishes:
 
 
 class Run:
-    """Pushes items one after the other and remembers how each ended."""
+    """Has items pushed and tells how each ended."""
 
     def __init__(self, wishes: Wishes, report: Report) -> None:
         self._wishes = wishes
         self._report = report
-        self._endings: list[Ending] = []
-        self._pushing: asyncio.Task[PushResult] | None = None
+        self._totals = Totals()
+        self._sent = 0
+        self._began = 0.0
+        self._cut_short: list[str] = []
         self._stopped: TdxError | None = None
-        self._hopeless: TdxError | None = None
-        self._remains = KEPT
         self._sender: Sender | None = None
+        self._pushes: ManyPushes | None = None
         self._signals = StopSignals()
 
     async def push(self, items: Iterable[Item | LeftOut]) -> int:
         """Push everything; the exit code. After a stop, what has not begun is not begun."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        self._began = loop.time()
         for number in SIGNALS:
             # Not the loop's own handlers: those leave moments in which a signal kills outright.
             signal.signal(number, functools.partial(self._on_signal, loop))
@@ -75,28 +75,33 @@ class Run:
         try:
             async with Sender(self._wishes.peer, self._wishes.sender) as sender:
                 self._sender = sender
-                for item in items:
-                    # A stop that arrived since the last file has its turn.
-                    await asyncio.sleep(0)
-                    if self._stopped is not None:
-                        break
-                    if isinstance(item, LeftOut):
-                        if not self._wishes.quiet:
-                            warn(f"{shown(item.path)} {item.reason}; left out")
-                    else:
-                        await self._push_item(sender, item)
+                self._pushes = pushes = sender.many(self._options(), self)
+                # A stop that arrived meanwhile has its turn.
+                await asyncio.sleep(0)
+                if self._stopped is None:
+                    await self._watched(pushes, items)
         finally:
             if timer is not None:
                 timer.cancel()
             for number in SIGNALS:
                 # Nothing is left to stop: the exit code tells what happened, not a late signal.
                 signal.signal(number, signal.SIG_IGN)
+        self._say_cut_short()
         if self._wishes.several:
-            self._report.summary(self._endings, loop.time() - started)
-        codes = [ending.exit_code for ending in self._endings]
-        if self._stopped is not None:
-            codes.append(self._stopped.exit_code)
-        return worst(codes)
+            self._report.summary(self._totals, loop.time() - self._began)
+        codes = self._totals.codes
+        return worst(codes if self._stopped is None else codes | {self._stopped.exit_code})
+
+    def _options(self) -> PushOptions:
+        wishes = self._wishes
+        return PushOptions(
+            state=wishes.state,
+            conflict=wishes.conflict,
+            resume=wishes.resume,
+            streams=wishes.streams,
+            digest=wishes.digest,
+            pump=wishes.pump,
+        )
 
     # --- stopping --------------------------------------------------------------
 
@@ -106,106 +111,130 @@ class Run:
         if not self._signals.is_first(number):
             return
         name = signal.Signals(number).name
-        loop.call_soon_threadsafe(lambda: self._stop(Interrupted(f"stopped by {name}; {self._remains}")))
+        loop.call_soon_threadsafe(lambda: self._stop(Interrupted(f"stopped by {name}; {self._remains()}")))
 
     def _on_timeout(self, limit: float) -> None:
         met = self._sender is not None and self._sender.met
-        what = self._remains if met else f"{self._wishes.peer} had not been reached"
+        what = self._remains() if met else f"{self._wishes.peer} had not been reached"
         self._stop(TimedOut(f"not done after {seconds_of(limit)}; {what}"))
 
     def _stop(self, reason: TdxError) -> None:
         self._stopped = self._stopped or reason
-        if self._pushing is not None:
-            self._pushing.cancel()
+        if self._pushes is not None:
+            self._pushes.stop(self._stopped)
 
-    # --- one item --------------------------------------------------------------
+    def _remains(self) -> str:
+        running = () if self._pushes is None else self._pushes.running.values()
+        return LOST if any(item.is_stdin for each in running for item in each.items[:1]) else KEPT
 
-    async def _push_item(self, sender: Sender, item: Item) -> None:
-        self._remains = LOST if item.is_stdin else KEPT
-        self._report.started(item)
-        ending, bug = await self._attempt(sender, item)
-        self._endings.append(ending)
-        self._report.ended(ending)
-        if bug is not None:
-            raise bug
-        if ending.error is not None:
-            message = ending.error.message
-            about = f"{shown(item.name)}: " if self._wishes.several else ""
-            warn(message if message.startswith(about) else about + message)
+    def _say_cut_short(self) -> None:
+        """One line, however many files the stop has ended."""
+        if self._stopped is None or not self._cut_short:
+            return
+        several = self._wishes.several and len(self._cut_short) == 1
+        warn((f"{shown(self._cut_short[0])}: " if several else "") + self._stopped.message)
 
-    async def _attempt(self, sender: Sender, item: Item) -> tuple[Ending, Exception | None]:
-        """How pushing the item ended, and what nobody expected to be raised, if anything was."""
-        began = time.monotonic()
-        tally = Tally(total=item.size)
-        error = item.error or self._hopeless
-        bug: Exception | None = None
+    # --- progress --------------------------------------------------------------
+
+    async def _watched(self, pushes: ManyPushes, items: Iterable[Item | LeftOut]) -> None:
+        """Push, reporting progress meanwhile."""
+        loop = asyncio.get_running_loop()
+        pushing = asyncio.create_task(pushes.run(items))
         try:
-            if error is None:
-                return _ending(item, await self._watched(sender, item, tally)), None
-            failure = Failure.of(error)
-        except TdxError as raised:
-            if isinstance(raised, UnknownPeer | Unreachable):
-                # The other files would meet the same, each after its own wait.
-                self._hopeless = raised
-            failure = Failure.of(self._stopped or raised)
-        except asyncio.CancelledError:
-            if self._stopped is None:
-                raise
-            failure = Failure.of(self._stopped)
-        except Exception as raised:
-            bug = raised
-            failure = Failure("internal", f"{type(raised).__name__}: {raised}", INTERNAL)
-        seconds = time.monotonic() - began
-        return Ending(
-            "failed", item.name, tally.total, tally.sent, tally.resumed, seconds, error=failure
-        ), bug
-
-    async def _watched(self, sender: Sender, item: Item, tally: Tally) -> PushResult:
-        """Push one item, reporting progress meanwhile."""
-        began = time.monotonic()
-        self._pushing = asyncio.create_task(self._pushed(sender, item, tally))
-        try:
-            while True:
-                elapsed = time.monotonic() - began
-                done, _ = await asyncio.wait([self._pushing], timeout=self._report.interval(elapsed))
-                if done:
-                    return self._pushing.result()
-                elapsed = time.monotonic() - began
-                self._report.progress(item, tally, elapsed, self._bottleneck(tally, elapsed))
+            while not pushing.done():
+                await asyncio.wait([pushing], timeout=self._interval(pushes, loop.time()))
+                if not pushing.done():
+                    self._tell_progress(pushes, loop.time())
         finally:
-            if not self._pushing.done():
-                self._pushing.cancel()
-                await asyncio.wait([self._pushing])
-            self._pushing = None
+            if not pushing.done():
+                pushing.cancel()
+                await asyncio.wait([pushing])
+        pushing.result()
 
-    async def _pushed(self, sender: Sender, item: Item, tally: Tally) -> PushResult:
-        wishes = self._wishes
-        options = PushOptions(
-            state=wishes.state,
-            name=item.name,
-            conflict=wishes.conflict,
-            resume=wishes.resume,
-            streams=wishes.streams,
-            digest=wishes.digest,
-            pump=wishes.pump,
+    def _interval(self, pushes: ManyPushes, now: float) -> float | None:
+        begun = [self._began, *(each.began for each in pushes.running.values() if len(each.items) == 1)]
+        wanted = [self._report.interval(now - each) for each in begun]
+        return min((seconds for seconds in wanted if seconds is not None), default=None)
+
+    def _tell_progress(self, pushes: ManyPushes, now: float) -> None:
+        whole, running = pushes.whole, list(pushes.running.values())
+        sent, done = self._sent, whole.ended_size
+        ours, theirs = Stages(), Stages()
+        for each in running:
+            tally = each.tally
+            sent += tally.sent
+            done += min(tally.sent + tally.resumed, tally.total or 0)
+            ours.add(tally.ours)
+            theirs.add(tally.theirs)
+            if len(each.items) == 1:
+                elapsed = now - each.began
+                held_up = self._bottleneck(tally.ours, tally.theirs, tally.sent, elapsed)
+                self._report.progress(each.items[0], tally, elapsed, held_up)
+        elapsed = now - self._began
+        so_far = Overall(
+            ended=whole.ended,
+            files=whole.files if whole.complete else None,
+            done=done,
+            size=whole.size if whole.complete else None,
+            sent=sent,
+            bottleneck=self._bottleneck(ours, theirs, sent, elapsed),
         )
-        if item.is_stdin:
-            return await sender.push_stream(0, options, tally)
-        return await sender.push_file(Path(item.path), options, tally)
+        self._report.overall(so_far, elapsed)
 
-    def _bottleneck(self, tally: Tally, elapsed: float) -> str | None:
-        rate = tally.sent / elapsed if elapsed > 0 else None
-        return name_bottleneck(tally.ours, tally.theirs, rate=rate, limit=self._wishes.sender.limit_rate)
+    def _bottleneck(self, ours: Stages, theirs: Stages, sent: int, elapsed: float) -> str | None:
+        rate = sent / elapsed if elapsed > 0 else None
+        return name_bottleneck(ours, theirs, rate=rate, limit=self._wishes.sender.limit_rate)
+
+    # --- what the pushes tell (tdx.control.items.Watch) ------------------------
+
+    def left_out(self, what: LeftOut) -> None:
+        if not self._wishes.quiet:
+            warn(f"{shown(what.path)} {what.reason}; left out")
+
+    def started(self, item: Item) -> None:
+        self._report.started(item)
+
+    def flush(self) -> None:
+        self._report.flush()
+
+    def ended(self, endings: Sequence[Ended]) -> None:
+        for each in endings:
+            ending = _ending(each)
+            self._totals.add(ending)
+            self._sent += each.sent
+            self._report.ended(ending)
+            if each.error is not None:
+                self._explain(each.item.name, each.error)
+
+    def _explain(self, name: str, error: Exception) -> None:
+        if not isinstance(error, TdxError):
+            return  # it ends the run, and is told as what did
+        if error is self._stopped:
+            self._cut_short.append(name)
+            return
+        about = f"{shown(name)}: " if self._wishes.several else ""
+        warn(error.message if error.message.startswith(about) else about + error.message)
 
 
-def _ending(item: Item, result: PushResult) -> Ending:
+def _ending(ended: Ended) -> Ending:
+    result = ended.result
+    if result is not None:
+        return Ending(
+            OUTCOMES[result.outcome.value],
+            ended.item.name,
+            result.size,
+            ended.sent,
+            ended.resumed,
+            ended.seconds,
+            result.root,
+            result.path,
+            together=ended.together,
+        )
+    error = ended.error
+    if isinstance(error, TdxError):
+        failure = Failure.of(error)
+    else:
+        failure = Failure("internal", f"{type(error).__name__}: {error}", INTERNAL)
     return Ending(
-        event=OUTCOMES[result.outcome.value],
-        name=item.name,
-        size=result.size,
-        sent_bytes=result.sent_bytes,
-        resumed_bytes=result.resumed_bytes,
-        seconds=result.seconds,
-        root=result.root,
-        path=result.path,
+        "failed", ended.item.name, ended.size, ended.sent, ended.resumed, ended.seconds, error=failure
     )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tdx.errors import TdxError
 from tdx.model import shown
 from tdx.policy.exits import worst
-from tdx_cli.text import rate_of, say, seconds_of, size_of
+from tdx_cli.text import flush_said, rate_of, say, seconds_of, size_of
 
 if TYPE_CHECKING:
+    from tdx.control.items import Item
     from tdx.control.progress import Tally
-    from tdx_cli.plan import Item
 
 OUTCOMES: Final = {"published": "done", "identical": "identical", "skipped": "skipped"}
 """How an outcome of the engine is called in events."""
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,11 @@ class Failure:
         return cls(error.code, error.message, error.exit_code)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """How one file ended. ``event`` is one of done, identical, skipped, failed; the last has an
-    ``error`` and neither ``root`` nor ``path``."""
+    ``error`` and neither ``root`` nor ``path``. ``together``: with other files, and ``seconds`` is
+    what they all took."""
 
     event: str
     name: str
@@ -47,10 +50,44 @@ class Ending:
     root: str | None = None
     path: str | None = None
     error: Failure | None = None
+    together: bool = False
 
     @property
     def exit_code(self) -> int:
         return 0 if self.error is None else self.error.exit_code
+
+
+@dataclass(slots=True)
+class Totals:
+    """The sum of the files that have ended."""
+
+    files: int = 0
+    sent_bytes: int = 0
+    resumed_bytes: int = 0
+    events: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("done", "identical", "skipped", "failed"), 0)
+    )
+    codes: set[int] = field(default_factory=set[int])
+
+    def add(self, ending: Ending) -> None:
+        self.files += 1
+        self.sent_bytes += ending.sent_bytes
+        self.resumed_bytes += ending.resumed_bytes
+        self.events[ending.event] += 1
+        self.codes.add(ending.exit_code)
+
+
+@dataclass(slots=True)
+class Overall:
+    """How far a run of several files is. ``files`` and ``size`` are None until all have been seen;
+    ``done`` is in bytes, what need not be sent among them; ``sent`` only grows."""
+
+    ended: int
+    files: int | None
+    done: int
+    size: int | None
+    sent: int
+    bottleneck: str | None
 
 
 class Report:
@@ -60,17 +97,23 @@ class Report:
         """A file is about to be pushed."""
 
     def interval(self, elapsed: float) -> float | None:  # noqa: ARG002  for those that override
-        """Seconds until :meth:`progress` is wanted next, ``elapsed`` seconds into a file;
-        None: never."""
+        """Seconds until :meth:`progress` and :meth:`overall` are wanted next, ``elapsed`` seconds into
+        a file, or where small ones are on their way into the run; None: never."""
         return None
 
     def progress(self, item: Item, tally: Tally, elapsed: float, bottleneck: str | None) -> None:
-        """``elapsed`` seconds into a file."""
+        """``elapsed`` seconds into a file that travels by itself."""
+
+    def overall(self, so_far: Overall, elapsed: float) -> None:
+        """``elapsed`` seconds into the run."""
 
     def ended(self, ending: Ending) -> None:
-        """The file that was started last has ended."""
+        """A file that was started has ended."""
 
-    def summary(self, endings: Sequence[Ending], seconds: float) -> None:
+    def flush(self) -> None:
+        """Nothing more happens for now."""
+
+    def summary(self, totals: Totals, seconds: float) -> None:
         """All of several files have ended, in ``seconds`` together."""
 
 
@@ -84,19 +127,19 @@ class JsonReport(Report):
 
     def __init__(self, peer: str) -> None:
         self._peer = peer
-        self._due = 0.0
+        self._due: dict[str, float] = {}
 
     def started(self, item: Item) -> None:
-        self._due = 0.0
+        self._due.pop(item.name, None)
         self._say({"event": "started", "name": item.name, "size": item.size, "peer": self._peer})
 
     def interval(self, elapsed: float) -> float | None:
         return json_interval(elapsed)
 
     def progress(self, item: Item, tally: Tally, elapsed: float, bottleneck: str | None) -> None:
-        if elapsed < self._due:
+        if elapsed < self._due.get(item.name, 0.0):
             return
-        self._due = elapsed + json_interval(elapsed)
+        self._due[item.name] = elapsed + json_interval(elapsed)
         self._say(
             {
                 "event": "progress",
@@ -111,6 +154,7 @@ class JsonReport(Report):
                 "bottleneck": bottleneck,
             }
         )
+        self.flush()
 
     def ended(self, ending: Ending) -> None:
         error = ending.error
@@ -130,23 +174,27 @@ class JsonReport(Report):
             }
         )
 
-    def summary(self, endings: Sequence[Ending], seconds: float) -> None:
+    def flush(self) -> None:
+        flush_said()
+
+    def summary(self, totals: Totals, seconds: float) -> None:
         self._say(
             {
                 "event": "summary",
-                "files": len(endings),
-                **_counts(endings),
-                "sent_bytes": sum(each.sent_bytes for each in endings),
-                "resumed_bytes": sum(each.resumed_bytes for each in endings),
+                "files": totals.files,
+                **totals.events,
+                "sent_bytes": totals.sent_bytes,
+                "resumed_bytes": totals.resumed_bytes,
                 "seconds": round(seconds, 6),
-                "exit_code": worst(each.exit_code for each in endings),
+                "exit_code": worst(totals.codes),
             }
         )
+        self.flush()
 
     @staticmethod
     def _say(event: dict[str, object]) -> None:
         # ASCII only: a name that is no valid Unicode must not end the push.
-        say(json.dumps(event, separators=(",", ":")))
+        say(_encode(event), flush=False)
 
 
 class TextReport(Report):
@@ -157,7 +205,7 @@ class TextReport(Report):
 
     def ended(self, ending: Ending) -> None:
         if ending.error is None:
-            say(self._line(ending))
+            say(self._line(ending), flush=False)
 
     def _line(self, ending: Ending) -> str:
         name, path = shown(ending.name), shown(ending.path or "")
@@ -165,18 +213,23 @@ class TextReport(Report):
             return f"{name}: already at {self._peer} as {path}, identical"
         if ending.event == "skipped":
             return f"{name}: left out, {self._peer} already has {path}"
-        line = (
-            f"{name} -> {path} at {self._peer}  {size_of(ending.size or 0)} in {seconds_of(ending.seconds)}"
-        )
-        line += f" ({rate_of(ending.sent_bytes, ending.seconds)})"
+        line = f"{name} -> {path} at {self._peer}  {size_of(ending.size or 0)}"
+        if ending.together:
+            return line
+        line += f" in {seconds_of(ending.seconds)} ({rate_of(ending.sent_bytes, ending.seconds)})"
         if ending.resumed_bytes:
             line += f", {size_of(ending.resumed_bytes)} resumed"
         return line
 
-    def summary(self, endings: Sequence[Ending], seconds: float) -> None:
-        counts = ", ".join(f"{count} {event}" for event, count in _counts(endings).items() if count)
-        sent = sum(each.sent_bytes for each in endings)
-        say(f"{len(endings)} files: {counts or 'none'}; {size_of(sent)} sent in {seconds_of(seconds)}")
+    def flush(self) -> None:
+        flush_said()
+
+    def summary(self, totals: Totals, seconds: float) -> None:
+        counts = ", ".join(f"{count} {event}" for event, count in totals.events.items() if count)
+        say(
+            f"{totals.files} files: {counts or 'none'}; {size_of(totals.sent_bytes)} sent in"
+            f" {seconds_of(seconds)}"
+        )
 
 
 class Several(Report):
@@ -197,17 +250,18 @@ class Several(Report):
         for report in self._reports:
             report.progress(item, tally, elapsed, bottleneck)
 
+    def overall(self, so_far: Overall, elapsed: float) -> None:
+        for report in self._reports:
+            report.overall(so_far, elapsed)
+
     def ended(self, ending: Ending) -> None:
         for report in self._reports:
             report.ended(ending)
 
-    def summary(self, endings: Sequence[Ending], seconds: float) -> None:
+    def flush(self) -> None:
         for report in self._reports:
-            report.summary(endings, seconds)
+            report.flush()
 
-
-def _counts(endings: Sequence[Ending]) -> dict[str, int]:
-    return {
-        event: sum(each.event == event for each in endings)
-        for event in ("done", "identical", "skipped", "failed")
-    }
+    def summary(self, totals: Totals, seconds: float) -> None:
+        for report in self._reports:
+            report.summary(totals, seconds)

@@ -10,10 +10,22 @@ from typing import Final
 _STEPS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def say(line: str) -> None:
-    """One line on standard output, at once."""
+def say(line: str, *, flush: bool = True) -> None:
+    """One line on standard output, at once unless :func:`flush_said` is to follow."""
     try:
-        print(line, flush=True)
+        print(line, flush=flush)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def flush_said() -> None:
+    """Write what was said and not flushed."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:

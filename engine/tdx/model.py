@@ -26,6 +26,8 @@ MAX_REPAIR_ROUNDS: Final = 3
 def shown(name: str) -> str:
     """A name, or other text from elsewhere, fit for a line of output: nothing in it breaks the
     line or drives a terminal."""
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tdx.control.items import Item, LeftOut
 from tdx.errors import SourceError, UsageError
-from tdx_cli.plan import Item, LeftOut, check, plan
+from tdx_cli.plan import check, plan
 
 
 def named(paths: list[str], name: str | None = None, *, recursive: bool = True) -> list[str]:
@@ -57,6 +58,13 @@ def test_a_closed_standard_input_is_known_before_it_is_tried(monkeypatch: pytest
 
 def test_a_folder_goes_by_its_name_and_what_is_in_it_by_the_path_from_there(tree: Path) -> None:
     assert named([f"{tree}/"]) == ["tree/a.txt", "tree/b/z", "tree/b/deep/c"]
+
+
+def test_what_a_file_has_of_bytes_is_known_before_it_is_opened(tree: Path) -> None:
+    (tree / "b" / "z").write_text("four")
+    found = plan([str(tree), str(tree / "b" / "z"), "/no/such", "-"], name=None, recursive=True)
+    sizes = {item.name: item.size for item in found if isinstance(item, Item)}
+    assert sizes == {"tree/a.txt": 1, "tree/b/z": 4, "tree/b/deep/c": 1, "z": 4, "such": None, "-": None}
 
 
 def test_the_current_folder_has_a_name_too(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

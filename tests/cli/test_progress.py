@@ -68,7 +68,7 @@ def test_a_percentage_is_100_only_at_the_end(done: int, total: int | None, text:
 
 
 def test_a_short_file_gets_no_line_and_a_long_one_few_pictures() -> None:
-    report = TerminalReport()
+    report = TerminalReport(several=False)
     assert report.interval(0.0) == BEFORE_A_LINE
     assert report.interval(100.0) == pytest.approx(0.2)
 

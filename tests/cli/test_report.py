@@ -4,14 +4,21 @@ import json
 
 import pytest
 
+from tdx.control.items import Item
 from tdx.control.progress import Tally
 from tdx.errors import Exists
-from tdx_cli.plan import Item
-from tdx_cli.report import Ending, Failure, JsonReport, Report, Several, TextReport, json_interval
+from tdx_cli.report import Ending, Failure, JsonReport, Report, Several, TextReport, Totals, json_interval
 
 ROOT = "xxh3-128:4194304:" + "0" * 32
 DONE = Ending("done", "a", 3 << 30, 2 << 30, 1 << 30, 2.0, ROOT, "a (1)")
 FAILED = Ending("failed", "b", None, 5, 0, 0.1, error=Failure.of(Exists("b: it is there")))
+
+
+def totals(*endings: Ending) -> Totals:
+    sum_up = Totals()
+    for each in endings:
+        sum_up.add(each)
+    return sum_up
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -37,7 +44,7 @@ def test_a_failure_says_why_in_its_error(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_summary_counts_and_carries_the_worst_code(capsys: pytest.CaptureFixture[str]) -> None:
-    JsonReport("peer:1").summary([DONE, FAILED, DONE], 4.0)
+    JsonReport("peer:1").summary(totals(DONE, FAILED, DONE), 4.0)
     (line,) = lines(capsys)
     assert json.loads(line) == {
         "event": "summary",
@@ -79,7 +86,7 @@ def test_progress_comes_seldom_where_it_takes_long(capsys: pytest.CaptureFixture
 
 
 def test_a_new_file_begins_with_fresh_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    report, item = JsonReport("peer:1"), Item("/no/such", "a")
+    report, item = JsonReport("peer:1"), Item("a", "a")
     report.progress(item, Tally(), 1000.0, None)
     report.started(item)
     report.progress(item, Tally(), 0.1, None)
@@ -98,6 +105,7 @@ def test_the_interval_of_progress_grows_with_the_time(elapsed: float, seconds: f
     [
         (DONE, "a -> a (1) at peer:1  3.0 GiB in 2.0 s (1.0 GiB/s), 1.0 GiB resumed"),
         (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a"), "a -> a at peer:1  10 B in 0.5 s (20 B/s)"),
+        (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a", together=True), "a -> a at peer:1  10 B"),
         (Ending("identical", "a", 10, 0, 0, 0.5, ROOT, "a"), "a: already at peer:1 as a, identical"),
         (Ending("skipped", "a\n", 10, 0, 0, 0.5, None, "a\n"), "a�: left out, peer:1 already has a�"),
     ],
@@ -113,7 +121,7 @@ def test_a_failure_is_left_to_standard_error(capsys: pytest.CaptureFixture[str])
 
 
 def test_people_get_a_sum(capsys: pytest.CaptureFixture[str]) -> None:
-    TextReport("peer:1").summary([DONE, FAILED, DONE], 4.0)
+    TextReport("peer:1").summary(totals(DONE, FAILED, DONE), 4.0)
     assert lines(capsys) == ["3 files: 2 done, 1 failed; 4.0 GiB sent in 4.0 s"]
 
 

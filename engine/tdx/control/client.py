@@ -88,7 +88,11 @@ class Client:
     @property
     def met(self) -> bool:
         """Whether the peer has been reached."""
-        return self._pool.met
+        return self._pool.reached.is_set()
+
+    async def reached(self) -> None:
+        """Wait until the peer has been reached."""
+        await self._pool.reached.wait()
 
     @property
     def round_trip(self) -> float:
@@ -120,17 +124,20 @@ class Client:
         method: str,
         target: str,
         fields: Fields,
-        length: int,
+        length: int | None,
         pump: Callable[[socket.socket], T],
         cancel: Cancel,
         *,
         ask_first: bool = False,
+        written: Callable[[], None] = lambda: None,
     ) -> tuple[Answer, T | None]:
-        """One exchange whose body of ``length`` bytes ``pump(socket)`` writes in a worker.
+        """One exchange whose body of ``length`` bytes ``pump(socket)`` writes in a worker; None: it
+        writes the chunked coding itself.
 
         The pump's result is None where the peer answered before the body's end.
         ``ask_first`` waits for the peer's go before the first byte of the body
-        (``Expect: 100-continue``, RFC 9110 section 10.1.1).
+        (``Expect: 100-continue``, RFC 9110 section 10.1.1). ``written()`` is called when the
+        body has been written and the answer is still to come.
         """
         result: T | None = None
         expect = [("Expect", "100-continue")] if ask_first else []
@@ -144,9 +151,11 @@ class Client:
                 result = await connection.lend(pump, cancel)
             except EarlyAnswer:
                 return False
+            written()
             return True
 
-        sized = [*fields, *expect, ("Content-Length", str(length))]
+        framing = ("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))
+        sized = [*fields, *expect, framing]
         return await self._exchange(method, target, sized, write), result
 
     async def _may_go_on(self, connection: Connection) -> bool:
@@ -249,17 +258,18 @@ class Client:
         """
         if isinstance(error, NotFound):
             raise Interrupted(f"{self.peer} no longer has this upload; run the push again") from error
-        if isinstance(error, Unreachable | IdentityUnavailable) and not self._pool.met:
+        if isinstance(error, Unreachable | IdentityUnavailable) and not self.met:
             raise error
         wait = retrier.failed(error)
         if wait is None:
             if isinstance(error, Unreachable):
                 raise ConnectionLost(f"{error.message}; run the push again") from error
             raise error
-        self._count_retry(error, tally)
+        self.count_retry(error, tally)
         await asyncio.sleep(wait)
 
-    def _count_retry(self, error: TdxError, tally: Tally) -> None:
+    def count_retry(self, error: TdxError, tally: Tally) -> None:
+        """Something is sent again because of ``error``."""
         tally.retries += 1
         self.metrics.retries.add(1, (error.code,))
 
@@ -278,6 +288,6 @@ class Client:
                 if repairs == MAX_REPAIR_ROUNDS:
                     raise VerificationFailed(f"{error.message}, also after {repairs} repairs") from error
                 repairs += 1
-                self._count_retry(error, tally)
+                self.count_retry(error, tally)
             except TdxError as error:
                 await self.pause_after(error, retrier, tally)

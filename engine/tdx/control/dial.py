@@ -199,8 +199,8 @@ class ConnectionPool:
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
         self._idle: list[Connection] = []
-        self.met = False
-        """Whether the peer has been reached once: from then on, not reaching it is temporary."""
+        self.reached = asyncio.Event()
+        """Set once the peer has been reached: from then on, not reaching it is temporary."""
 
     async def acquire(self) -> Connection:
         while self._idle:
@@ -209,7 +209,7 @@ class ConnectionPool:
                 return connection
             connection.close()  # the other end has closed it meanwhile, or sent what nobody asked for
         connection = await self._dialer.dial()
-        self.met = True
+        self.reached.set()
         return connection
 
     def release(self, connection: Connection) -> None:

@@ -58,19 +58,22 @@ class PushResult:
     root: str | None
 
 
-def receipt_of(document: dict[str, object], tally: Tally, seconds: float, root: str | None) -> PushResult:
+def receipt_of(
+    document: dict[str, object], root: str | None, seconds: float, *, sent: int, resumed: int = 0
+) -> PushResult:
     """The result that a receiver's receipt and our own figures make; ProtocolError for one
     that lacks what it must have, or that names another root than what was sent."""
-    outcome, name, path, size = (document.get(key) for key in ("outcome", "name", "path", "size"))
+    get = document.get
+    outcome, name, path, size = get("outcome"), get("name"), get("path"), get("size")
     try:
         ended = Outcome(str(outcome))
     except ValueError:
         raise ProtocolError(f"the peer says {outcome!r}; is it a tdx receiver?") from None
     if not (isinstance(name, str) and isinstance(path, str) and isinstance(size, int)):
         raise ProtocolError("the peer's receipt is not one; is it a tdx receiver?")
-    theirs = document.get("root")
+    theirs = get("root")
     if ended is not Outcome.SKIPPED and theirs is not None and theirs != root:
         raise ProtocolError(f"the peer has {theirs} under {path}, what was sent is {root}")
     if ended is Outcome.SKIPPED:
         root = None  # what is there was not looked at
-    return PushResult(ended, name, path, size, tally.sent, tally.resumed, seconds, root)
+    return PushResult(ended, name, path, size, sent, resumed, seconds, root)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally, receipt_of
-from tdx.control.sending import OpenUpload, Sending, first_of
+from tdx.control.sending import MOST_STREAMS, OpenUpload, Sending, first_of
 from tdx.control.whole import put_whole
 from tdx.data.port import Cancel
 from tdx.data.send import choose_send
@@ -40,6 +40,9 @@ class PushOptions:
     resume: bool = False
     streams: int | None = None
     pump: str | None = None
+    most_streams: int = MOST_STREAMS
+    """Bounds ``streams``, also where that is found by measuring."""
+
     digest: str | None = None
     """A further digest of the whole file, ``sha-256`` or ``sha-512`` (RFC 9530), that the receiver
     must find in what it stored before it publishes."""
@@ -78,7 +81,8 @@ class FilePush:
             with self._open_log() as self._log:
                 document, root = await self._push_upload()
         seconds = asyncio.get_running_loop().time() - started
-        return receipt_of(document, self._tally, seconds, root)
+        tally = self._tally
+        return receipt_of(document, root, seconds, sent=tally.sent, resumed=tally.resumed)
 
     def _open_log(self) -> DigestLog:
         return DigestLog.open(
@@ -124,6 +128,7 @@ class FilePush:
             self._machine.handle(PushEvent.RECEIPT)
             return document, None
         upload = OpenUpload.parse(document, self._length)
+        upload = replace(upload, streams=min(upload.streams, self._options.most_streams))
         if upload.extent_size != self._extent_size:
             raise ProtocolError(f"the peer cuts {self._length} bytes into extents of {upload.extent_size}")
         missing = self._missing(upload.held)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +22,7 @@ from tdx.control.sending import MOST_STREAMS
 from tdx.control.streamed import StreamPush
 from tdx.control.workers import Workers
 from tdx.data.source import Source
-from tdx.errors import Superseded
+from tdx.errors import Superseded, TdxError
 from tdx.identity.providers import identities_of
 from tdx.identity.settings import IdentitySettings
 from tdx.identity.tls import TlsIdentities
@@ -30,6 +32,8 @@ from tdx.policy.retry import RetryPolicy
 from tdx.version import VERSION
 
 if TYPE_CHECKING:
+    from tdx.control.items import Watch
+    from tdx.control.many import ManyPushes
     from tdx.control.resolve import Find
 
 
@@ -55,21 +59,21 @@ class Sender:
 
     def __init__(self, peer: Peer, options: SenderOptions, metrics: Metrics | None = None) -> None:
         self.metrics = metrics or Metrics(VERSION)
-        self._workers = Workers(bodies=MOST_STREAMS)
+        self.workers = Workers(bodies=MOST_STREAMS)
         devices = TlsIdentities(options.state or state_directory(os.environ))
         identities = identities_of(options.identity, os.getuid())
         find: Find | None = None
         if options.identity.discover:
             from tdx.control.discovery import find_device as find
-        dialer = Dialer(peer, identities, devices, self._workers, find=find)
+        dialer = Dialer(peer, identities, devices, self.workers, find=find)
         policy = RetryPolicy(retries=options.retries)
-        self._client = Client(dialer, self._workers, self.metrics, policy, options.stall_timeout)
-        self._pace = Pace(options.limit_rate)
+        self.client = Client(dialer, self.workers, self.metrics, policy, options.stall_timeout)
+        self.pace = Pace(options.limit_rate)
 
     @property
     def met(self) -> bool:
         """Whether the peer has been reached."""
-        return self._client.met
+        return self.client.met
 
     async def __aenter__(self) -> Self:
         return self
@@ -77,18 +81,33 @@ class Sender:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
-        self._workers.close()
+        self.client.close()
+        self.workers.close()
 
     async def push_file(self, path: Path, options: PushOptions, tally: Tally) -> PushResult:
         """Push one regular file. Raises what ended the push; a partial is kept."""
-        with await self._workers.on_disk(Source.open, path) as source:
-            return await self._counted(FilePush(self._client, source, options, self._pace, tally), tally)
+        with await self.workers.on_disk(Source.open, path) as source:
+            return await self._counted(FilePush(self.client, source, options, self.pace, tally), tally)
+
+    def many(self, options: PushOptions, watch: Watch) -> ManyPushes:
+        """Pushes of many files, several at a time; ``watch`` is told of each. ``options`` hold for
+        all of them and name none."""
+        from tdx.control.many import ManyPushes
+
+        return ManyPushes(self, options, watch)
 
     async def push_stream(self, descriptor: int, options: PushOptions, tally: Tally) -> PushResult:
         """Push what can be read from ``descriptor`` until its end."""
-        push = StreamPush(self._client, descriptor, options.name, options.conflict, self._pace, tally)
+        push = StreamPush(self.client, descriptor, options.name, options.conflict, self.pace, tally)
         return await self._counted(push, tally)
+
+    def count_bundle(self, outcomes: Iterable[PushResult | TdxError], tally: Tally) -> None:
+        """Count the files of one bundle as pushes."""
+        ended = Counter("failed" if isinstance(each, TdxError) else each.outcome.value for each in outcomes)
+        for result, count in ended.items():
+            self.metrics.uploads.add(count, ("tdx", result))
+        self.metrics.sent_bytes.add(tally.sent)
+        self.metrics.add_stages(tally.ours)
 
     async def _counted(self, push: FilePush | StreamPush, tally: Tally) -> PushResult:
         metrics, started = self.metrics, asyncio.get_running_loop().time()

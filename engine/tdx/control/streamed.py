@@ -62,7 +62,7 @@ class StreamPush:
         finally:
             self._cancel.stop()
         seconds = asyncio.get_running_loop().time() - started
-        return receipt_of(answer.document(), self._tally, seconds, root)
+        return receipt_of(answer.document(), root, seconds, sent=self._tally.sent)
 
     async def _read(self) -> memoryview:
         """The next extent of the input, short only at its end."""

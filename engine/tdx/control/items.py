@@ -1,0 +1,83 @@
+"""What a run of several files is made of: what to push, and how each ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from tdx.control.progress import PushResult, Tally
+    from tdx.errors import TdxError
+
+STDIN: Final = "-"
+
+BUNDLED_MOST: Final = 256 << 10
+"""Bytes of the largest file that is sent together with others (docs/decisions/007-small-files.md)."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One file to push as ``name``. ``size`` is in bytes as the folder or stat tells it, None where
+    nobody has looked or nothing can be known; ``error``: why it cannot be pushed, known before it is
+    tried. The path ``-`` is standard input."""
+
+    path: str
+    name: str
+    size: int | None = None
+    error: TdxError | None = None
+
+    @property
+    def is_stdin(self) -> bool:
+        return self.path == STDIN
+
+
+@dataclass(slots=True, eq=False)
+class LeftOut:
+    """Something in a folder that is not pushed, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class Ended:
+    """How one file ended: with a ``result``, or with an ``error`` (a TdxError, unless nobody
+    expected it). ``together``: it travelled with others, and ``seconds`` is what they took."""
+
+    item: Item
+    size: int | None
+    sent: int
+    resumed: int
+    seconds: float
+    result: PushResult | None = None
+    error: Exception | None = None
+    together: bool = False
+
+
+class Watch(Protocol):
+    """Who is told what happens, in the loop's thread. What these raise ends the run."""
+
+    def left_out(self, what: LeftOut) -> None: ...
+
+    def started(self, item: Item) -> None:
+        """A file is taken up, in the order of the items."""
+        ...
+
+    def ended(self, endings: Sequence[Ended]) -> None:
+        """Files have ended, in any order."""
+        ...
+
+    def flush(self) -> None:
+        """Nothing more happens for now."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """What is on its way: one file, or several together. ``began`` is in the loop's seconds."""
+
+    items: Sequence[Item]
+    tally: Tally
+    began: float
+    begun: bool = False

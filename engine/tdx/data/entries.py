@@ -1,0 +1,164 @@
+"""The sending pump of bundles: small files are read, hashed and framed into one buffer, and sent from there.
+
+Straight-line code for one thread: what is spent on a file here is what a push of many small files costs
+the sender (docs/decisions/007-small-files.md).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from tdx.data.buffers import BUFFERS
+from tdx.data.port import Cancel, SendHooks
+from tdx.data.send import send_buffer
+from tdx.errors import ProtocolError, SourceChanged
+from tdx.integrity import digest_of
+from tdx.model import Span, Stages, shown
+from tdx.proto.bundle import END, MAX_CONTENT, Entry, encode_head
+
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_SIZE_LINE: Final = b"%08x\r\n"
+_SIZE_LINE_BYTES: Final = 10
+_CRLF: Final = b"\r\n"
+_LAST: Final = b"0\r\n\r\n"
+_ROOM: Final = len(_CRLF) + len(END) + len(_LAST)
+
+
+@dataclass(slots=True, eq=False)
+class SmallFile:
+    """One file on its way in a bundle. ``key`` is its own random id.
+
+    ``size`` and ``digest`` are of the content as it was sent first; ``digest`` is empty until then.
+    ``aside``: it is not in the bundle, because it is not what a bundle takes, cannot be read, or was
+    written to while it was read. ``error``: it was sent once and is no longer what it was.
+    """
+
+    path: str
+    name: str
+    key: str
+    size: int = 0
+    digest: bytes = b""
+    sent: int = 0
+    aside: bool = False
+    error: SourceChanged | None = None
+
+
+class EntriesSend:
+    """Sends one bundle, in chunked coding (RFC 9112 section 7.1).
+
+    ``pace(n)`` as :class:`tdx.data.port.SendHooks` has it; ``sent(n)`` gets bytes of content.
+    """
+
+    def __init__(self, most: int, sent: Callable[[int], None], pace: Callable[[int], float]) -> None:
+        """``most``: bytes of the largest file, of which one and its head fit in a buffer."""
+        self._most = most
+        self._sent = sent
+        self._hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace)
+
+    def send(
+        self, sock: socket.socket, files: Sequence[SmallFile], cancel: Cancel, stall_timeout: float
+    ) -> Stages:
+        """Send what can be read of ``files``; errors as for :class:`tdx.data.port.SendPump`, those of
+        the files apart, which :class:`SmallFile` tells."""
+        buffer, scratch = BUFFERS.take(), BUFFERS.take()
+        stages = Stages()
+        began = perf_counter()
+        capacity = len(buffer) - _ROOM
+        at = _SIZE_LINE_BYTES
+        content = 0
+        framed: list[SmallFile] = []
+
+        def flush(end: int) -> None:
+            buffer[:_SIZE_LINE_BYTES] = _SIZE_LINE % (at - _SIZE_LINE_BYTES)
+            stages.add(send_buffer(sock, buffer[:end], self._hooks, cancel, stall_timeout))
+            total = 0
+            for each in framed:
+                each.sent += each.size
+                total += each.size
+            self._sent(total)
+            framed.clear()
+
+        try:
+            for file in files:
+                head = _read(file, scratch, min(self._most, MAX_CONTENT - content))
+                if head is None:
+                    _put_aside(file)
+                    continue
+                size, start = file.size, at + len(head)
+                if start + size > capacity:
+                    buffer[at : at + 2] = _CRLF
+                    flush(at + 2)
+                    at, start = _SIZE_LINE_BYTES, _SIZE_LINE_BYTES + len(head)
+                buffer[at:start] = head
+                at = start + size
+                buffer[start:at] = scratch[:size]
+                content += size
+                framed.append(file)
+            tail = END + _CRLF + _LAST
+            buffer[at : at + len(tail)] = tail
+            end = at + len(tail)
+            at += len(END)
+            flush(end)
+        finally:
+            BUFFERS.give(buffer)
+            BUFFERS.give(scratch)
+        stages.read = perf_counter() - began - stages.send
+        return stages
+
+
+def _read(file: SmallFile, view: memoryview, most: int) -> bytes | None:
+    """Read the file into ``view`` and return its head, or None where it is to stay out of the bundle."""
+    try:
+        descriptor = os.open(file.path, _FLAGS)
+        try:
+            before = os.fstat(descriptor)
+            size = before.st_size
+            if not stat.S_ISREG(before.st_mode) or size > most:
+                return None
+            # One byte more than there should be, so that growth shows, and what has no size of its own.
+            got = os.readv(descriptor, [view[: size + 1]])
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return None
+    if (
+        got != size
+        or after.st_size != size
+        or after.st_mtime_ns != before.st_mtime_ns
+        or after.st_ctime_ns != before.st_ctime_ns
+    ):
+        return None
+    digest = digest_of(view[:size])
+    if file.digest and file.digest != digest:
+        return None
+    file.size, file.digest = size, digest
+    try:
+        return encode_head(
+            Entry(file.name, size, digest, file.key, before.st_mtime_ns, before.st_mode & 0o777)
+        )
+    except ProtocolError:
+        return None
+
+
+def _put_aside(file: SmallFile) -> None:
+    file.aside = True
+    if file.digest:
+        # Under its key the receiver may have published what was there before.
+        file.error = SourceChanged(
+            f"{shown(file.path)}: changed or went away while being sent; push it again when it is complete"
+        )
+
+
+def _ignore(_: int) -> None:
+    """What is framed is not content: that is counted apart."""
+
+
+def _ignore_digest(_span: Span, _digest: bytes) -> None:
+    """Taken before."""
