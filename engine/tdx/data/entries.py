@@ -66,50 +66,83 @@ class EntriesSend:
     ) -> Stages:
         """Send what can be read of ``files``; errors as for :class:`tdx.data.port.SendPump`, those of
         the files apart, which :class:`SmallFile` tells."""
-        buffer, scratch = BUFFERS.take(), BUFFERS.take()
-        stages = Stages()
         began = perf_counter()
-        capacity = len(buffer) - _ROOM
-        at = _SIZE_LINE_BYTES
+        out = _Framing(sock, self._hooks, self._sent, cancel, stall_timeout)
+        scratch = BUFFERS.take()
         content = 0
-        framed: list[SmallFile] = []
-
-        def flush(end: int) -> None:
-            buffer[:_SIZE_LINE_BYTES] = _SIZE_LINE % (at - _SIZE_LINE_BYTES)
-            stages.add(send_buffer(sock, buffer[:end], self._hooks, cancel, stall_timeout))
-            total = 0
-            for each in framed:
-                each.sent += each.size
-                total += each.size
-            self._sent(total)
-            framed.clear()
-
         try:
             for file in files:
                 head = _read(file, scratch, min(self._most, MAX_CONTENT - content))
                 if head is None:
                     _put_aside(file)
-                    continue
-                size, start = file.size, at + len(head)
-                if start + size > capacity:
-                    buffer[at : at + 2] = _CRLF
-                    flush(at + 2)
-                    at, start = _SIZE_LINE_BYTES, _SIZE_LINE_BYTES + len(head)
-                buffer[at:start] = head
-                at = start + size
-                buffer[start:at] = scratch[:size]
-                content += size
-                framed.append(file)
-            tail = END + _CRLF + _LAST
-            buffer[at : at + len(tail)] = tail
-            end = at + len(tail)
-            at += len(END)
-            flush(end)
+                else:
+                    out.add(file, head, scratch)
+                    content += file.size
+            out.finish()
         finally:
-            BUFFERS.give(buffer)
             BUFFERS.give(scratch)
-        stages.read = perf_counter() - began - stages.send
-        return stages
+            out.close()
+        out.stages.read = perf_counter() - began - out.stages.send
+        return out.stages
+
+
+class _Framing:
+    """Entries in a buffer, which goes out as a chunk each time it is full."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        hooks: SendHooks,
+        sent: Callable[[int], None],
+        cancel: Cancel,
+        stall_timeout: float,
+    ) -> None:
+        self.stages = Stages()
+        self._sock = sock
+        self._hooks = hooks
+        self._sent = sent
+        self._cancel = cancel
+        self._stall_timeout = stall_timeout
+        self._buffer = BUFFERS.take()
+        self._at = _SIZE_LINE_BYTES
+        self._most = len(self._buffer) - _ROOM
+        self._framed: list[SmallFile] = []
+
+    def add(self, file: SmallFile, head: bytes, content: memoryview) -> None:
+        """An entry: its head, and the first ``file.size`` bytes of ``content``."""
+        at, size = self._at, file.size
+        start = at + len(head)
+        if start + size > self._most:
+            self._flush(_CRLF)
+            at, start = _SIZE_LINE_BYTES, _SIZE_LINE_BYTES + len(head)
+        self._buffer[at:start] = head
+        self._at = start + size
+        self._buffer[start : self._at] = content[:size]
+        self._framed.append(file)
+
+    def finish(self) -> None:
+        end = self._at + len(END)
+        self._buffer[self._at : end] = END
+        self._at = end
+        self._flush(_CRLF + _LAST)
+
+    def close(self) -> None:
+        BUFFERS.give(self._buffer)
+
+    def _flush(self, tail: bytes) -> None:
+        buffer, at = self._buffer, self._at
+        buffer[:_SIZE_LINE_BYTES] = _SIZE_LINE % (at - _SIZE_LINE_BYTES)
+        end = at + len(tail)
+        buffer[at:end] = tail
+        stages = send_buffer(self._sock, buffer[:end], self._hooks, self._cancel, self._stall_timeout)
+        self.stages.add(stages)
+        total = 0
+        for file in self._framed:
+            file.sent += file.size
+            total += file.size
+        self._sent(total)
+        self._framed.clear()
+        self._at = _SIZE_LINE_BYTES
 
 
 def _read(file: SmallFile, view: memoryview, most: int) -> bytes | None:
@@ -138,13 +171,13 @@ def _read(file: SmallFile, view: memoryview, most: int) -> bytes | None:
     digest = digest_of(view[:size])
     if file.digest and file.digest != digest:
         return None
-    file.size, file.digest = size, digest
+    entry = Entry(file.name, size, digest, file.key, before.st_mtime_ns, before.st_mode & 0o777)
     try:
-        return encode_head(
-            Entry(file.name, size, digest, file.key, before.st_mtime_ns, before.st_mode & 0o777)
-        )
+        head = encode_head(entry)
     except ProtocolError:
         return None
+    file.size, file.digest = size, digest
+    return head
 
 
 def _put_aside(file: SmallFile) -> None:
