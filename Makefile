@@ -83,15 +83,16 @@ $(TAILNET)/.headscale-$(HEADSCALE):
 	$$build -ldflags '-s -w' ./cmd/headscale; \
 	rm -f $(@D)/.headscale-*; mv "$$new"/* $(@D)/; touch $@
 
-perf: $(VENV)/.package
+perf: $(VENV)/.perf $(VENV)/.package
 	$(BIN)/python -m perf $(PERF_FLAGS)
 
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command 'make lock'
 
 lock:
-	$(UV) $(COMPILE) pyproject.toml --extra test --group build -o requirements/test.txt
+	$(UV) $(COMPILE) pyproject.toml --extra test --extra perf --group build -o requirements/test.txt
 	$(UV) $(COMPILE) pyproject.toml -c requirements/test.txt -o requirements/run.txt
+	$(UV) $(COMPILE) pyproject.toml --extra perf -c requirements/test.txt -o requirements/perf.txt
 	$(UV) $(COMPILE) --group build -c requirements/test.txt -o requirements/build.txt
 
 clean:
@@ -109,9 +110,14 @@ $(VENV)/.run: requirements/run.txt requirements/build.txt | $(VENV)/.made
 	$(PIP) install --require-hashes -r requirements/run.txt -r requirements/build.txt
 	@touch $@
 
+$(VENV)/.perf: requirements/perf.txt | $(VENV)/.made
+	$(PIP) install --require-hashes -r requirements/perf.txt
+	@touch $@
+
+# What the tests need has the plots' packages as well.
 $(VENV)/.test: requirements/test.txt | $(VENV)/.made
 	$(PIP) install --require-hashes -r requirements/test.txt
-	@touch $@ $(VENV)/.run
+	@touch $@ $(VENV)/.run $(VENV)/.perf
 
 $(VENV)/.package: pyproject.toml engine/tdx/version.py $(VENV)/.run
 	$(PIP) install --no-index --no-deps --no-build-isolation --editable .

@@ -1,0 +1,3 @@
+"""Who takes part: tdx, and what people would use instead."""
+
+from __future__ import annotations

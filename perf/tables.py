@@ -1,0 +1,31 @@
+"""Looking figures up in tables."""
+
+from __future__ import annotations
+
+from perf.contest import Run, Series, Table
+from perf.figures import ratios
+
+
+def series_of(table: Table, name: str) -> Series:
+    """The series of a contestant, KeyError where it took no part."""
+    for series in table.series:
+        if series.contestant == name:
+            return series
+    raise KeyError(name)
+
+
+def seconds_of(runs: tuple[Run, ...]) -> list[float]:
+    return [run.seconds for run in runs]
+
+
+def time_ratios(table: Table, over: str, under: str) -> list[float]:
+    """How many times as long ``over`` takes as ``under``, round by round; empty where either is missing."""
+    return ratios(
+        *(seconds_of(runs) for runs in _shared(series_of(table, over), series_of(table, under)))
+    )
+
+
+def _shared(one: Series, other: Series) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """The runs of both, as many rounds as both have."""
+    rounds = min(len(one.runs), len(other.runs))
+    return one.runs[:rounds], other.runs[:rounds]
