@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from store.bundling import BundleConformance
 from store.conformance import Harness, StoreConformance, visible
 from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2
 from tdx.model import UploadId
@@ -43,7 +44,9 @@ class LocalHarness:
         if failing:
 
             def fail(called: str, arguments: tuple[Any, ...]) -> None:
-                if called == "fsync" or (called == "fdatasync" and not self._is_journal(arguments[0])):
+                if called in ("fsync", "syncfs") or (
+                    called == "fdatasync" and not self._is_journal(arguments[0])
+                ):
                     raise OSError(errno.EIO, "the disk is dying")
 
             self.system.before = fail
@@ -68,7 +71,7 @@ class LocalHarness:
             file.write(bytes([byte[0] ^ 0x40]))
 
 
-class TestLocalStore(StoreConformance):
+class TestLocalStore(StoreConformance, BundleConformance):
     KIND: type[FaultySystem] = FaultySystem
 
     @pytest.fixture
@@ -81,6 +84,17 @@ class TestLocalStore(StoreConformance):
 
 class TestLocalStoreWithShortWritesAndSignals(TestLocalStore):
     KIND = HalfWriting
+
+
+class WithoutSyncfs(FaultySystem):
+    """A system that cannot sync a whole filesystem, or would not tell what failed."""
+
+    def syncfs(self, fd: int) -> None:
+        raise OSError(errno.ENOSYS, "not here")
+
+
+class TestLocalStoreWithoutSyncfs(TestLocalStore):
+    KIND = WithoutSyncfs
 
 
 class TestLocalStoreWithoutRenameat2(TestLocalStore):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from store.bundling import BundleConformance
 from store.conformance import Harness, StoreConformance
 from tdx.model import UploadId
 from tdx.store.memory import MemoryStore
@@ -37,7 +38,7 @@ class MemoryHarness:
         self.store.disk.staged[upload].data[offset] ^= 0x40
 
 
-class TestMemoryStore(StoreConformance):
+class TestMemoryStore(StoreConformance, BundleConformance):
     @pytest.fixture
     def harness(self) -> Harness:
         return MemoryHarness()

@@ -391,7 +391,7 @@ def test_a_store_id_made_at_the_same_moment_by_another_is_taken(inbox: Path, tmp
     system.before = race
     store = LocalStore(inbox, tmp_path / "state", system=system)
     assert (inbox / ".tdx" / "id").read_bytes() == b"0" * 32
-    assert sorted(os.listdir(inbox / ".tdx")) == ["id", "lock", "uploads"]
+    assert sorted(os.listdir(inbox / ".tdx")) == ["bundles", "id", "lock", "uploads"]
     store.close()
 
 

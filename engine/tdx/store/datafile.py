@@ -33,6 +33,34 @@ class Disk:
     unreserved: Callable[[], int]
 
 
+class Growth:
+    """Watches free space while something grows that nobody can tell the size of. Several threads at once.
+    ``name`` is for messages."""
+
+    def __init__(self, name: str, disk: Disk) -> None:
+        self._name = name
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._grown = 0
+
+    def check(self, size: int) -> None:
+        """NoSpace once growth, ``size`` more bytes, has come to the reserve; StorageError."""
+        with self._lock:
+            self._grown += size
+            if self._grown < SPACE_BYTES:
+                return
+            self._grown = 0
+        try:
+            free = self._disk.unreserved()
+        except OSError as error:
+            raise failure("free space cannot be told", error) from error
+        if free <= 0:
+            with self._lock:
+                # The next bytes ask again.
+                self._grown = SPACE_BYTES
+            raise NoSpace(f"{self._name}: the disk is full up to its reserve", free=0)
+
+
 class DataFile:
     """The open ``data`` of a claimed folder. Calls from several threads may overlap; the caller sees to
     it that none comes after the folder is closed. ``name`` is for messages."""
@@ -42,8 +70,7 @@ class DataFile:
         self._folder = folder
         self._name = name
         self._disk = disk
-        self._lock = threading.Lock()
-        self._grown = 0
+        self._growth = Growth(name, disk)
 
     def taken(self) -> int:
         """Bytes of the disk that it takes. OSError."""
@@ -86,21 +113,8 @@ class DataFile:
                 )
 
     def check_room(self, size: int) -> None:
-        """NoSpace once growth that nobody could foresee, ``size`` more bytes, has come to the reserve."""
-        with self._lock:
-            self._grown += size
-            if self._grown < SPACE_BYTES:
-                return
-            self._grown = 0
-        try:
-            free = self._disk.unreserved()
-        except OSError as error:
-            raise failure("free space cannot be told", error) from error
-        if free <= 0:
-            with self._lock:
-                # The next bytes ask again.
-                self._grown = SPACE_BYTES
-            raise NoSpace(f"{self._name}: the disk is full up to its reserve", free=0)
+        """See :meth:`Growth.check`."""
+        self._growth.check(size)
 
     def read(self, view: memoryview, offset: int) -> int:
         """Fill ``view``; the bytes read, fewer only at the end. StorageError."""

@@ -126,9 +126,13 @@ class FinalNames:
             self._doubtful.add(path)
             raise
 
-    def carried(self, path: str, inode: int, size: int) -> bool:
+    def carried(self, path: str, inode: int, size: int, synced: set[str] | None = None) -> bool:
         """Whether ``path`` carries this inode, of this size; durably, then. Device numbers may change with
-        a reboot, so what counts is that the name lies on DIR's own filesystem. OSError, StorageError."""
+        a reboot, so what counts is that the name lies on DIR's own filesystem. OSError, StorageError.
+
+        Directories in ``synced`` have been synced since; those that this syncs are added.
+        """
+        directory = path.rpartition("/")[0]
         try:
             with self._tree.parent(path) as (fd, leaf):
                 found = self._tree.look_in(fd, leaf, path)
@@ -138,7 +142,11 @@ class FinalNames:
                     or (found.st_ino, found.st_size) != (inode, size)
                 ):
                     return False
-                self.sync_directory(fd, path)
+                self.check_doubt(path)
+                if synced is None or directory not in synced:
+                    self.sync_directory(fd, path)
+                if synced is not None:
+                    synced.add(directory)
                 return True
         except (FileNotFoundError, BadName):
             return False

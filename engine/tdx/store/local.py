@@ -12,17 +12,17 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Collection, Generator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Final
 
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
-from tdx.integrity import MIN_EXTENT
-from tdx.model import RESERVE, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.model import RESERVE, Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.store.bundle import LocalBundle
+from tdx.store.bundles import UNFINISHED_AGE, Bundles
 from tdx.store.datafile import DataFile, Disk
 from tdx.store.final import FinalNames
 from tdx.store.folders import Folder, Unreadable, remove
-from tdx.store.journal import Session, data_ranges
+from tdx.store.journal import Session
 from tdx.store.ledger import Ledger
 from tdx.store.own import lock, open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
@@ -31,18 +31,14 @@ from tdx.store.publish import Destination
 from tdx.store.published import still_there
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
-from tdx.store.rules import check_name, check_space, created, is_idle, matching
-from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, NO_SPACE, System, failure
+from tdx.store.rules import check_name, created, is_idle, matching
+from tdx.store.space import Space
+from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, SYNCED_AS_A_WHOLE, System, failure
+from tdx.store.together import MOST_LOOK_ALIKES, Shop
 from tdx.store.upload import LocalUpload
 from tdx.store.uploads import Uploads
 
 log = logging.getLogger(__name__)
-
-_UNFINISHED_AGE: Final = 3600.0
-"""A folder without a meta may be one in the making; after this many seconds it is not."""
-
-MOST_LOOK_ALIKES: Final = 8
-"""Earlier copies of one name that are compared with what is being pushed again."""
 
 
 class LocalStore:
@@ -65,14 +61,14 @@ class LocalStore:
         up beside a running receiver, whose uploads are protected by their own claims.
         """
         self._system = system = system or System()
-        self._reserve = reserve
         self._exclusive = exclusive
         self._lock = threading.Lock()
         self._running: dict[UploadId, LocalUpload] = {}
-        self._promised: dict[UploadId, int] = {}
+        self._receiving: set[LocalBundle] = set()
         with contextlib.ExitStack() as undo:
             self._tree = Tree(system, open_folder(system, str(folder)))
             undo.callback(self._tree.close)
+            self._space = Space(system, self._tree.fd, reserve)
             device = self._tree.device
             own_path = os.path.join(folder, OWN)
             own = open_own(system, own_path, OWN, dir_fd=self._tree.fd, device=device)
@@ -83,15 +79,22 @@ class LocalStore:
             uploads = open_own(system, path, "uploads", dir_fd=own, device=device)
             undo.callback(system.close, uploads)
             self._uploads = Uploads(system, uploads)
+            path = os.path.join(own_path, "bundles")
+            bundles = open_own(system, path, "bundles", dir_fd=own, device=device)
+            undo.callback(system.close, bundles)
             receipts = Receipts(state, store_id(system, own, own_path))
             undo.callback(receipts.close)
             self._receipts = receipts
             kind = system.filesystem(uploads)
             self._preallocates = kind not in NO_PREALLOCATION
             self._session = Session(system.boot_id(), device, system.mount_id(uploads))
-            self._disk = Disk(kind not in IN_MEMORY, system.umask(), self._unreserved)
+            self._disk = Disk(kind not in IN_MEMORY, system.umask(), self._space.unreserved)
             self._names = FinalNames(system, self._tree)
             self._destination = Destination(system, self._tree, self._names, receipts)
+            self._bundles = Bundles(system, bundles, self._names, receipts)
+            self._shop = Shop(
+                system, self._tree, self._names, receipts, self._bundles, kind in SYNCED_AS_A_WHOLE
+            )
             self._resources = undo.pop_all()
 
     # --- uploads ----------------------------------------------------------------------
@@ -102,11 +105,11 @@ class LocalStore:
         size = found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
         check_name(spec, taken=found is not None, size=size)
         upload = UploadId(secrets.token_hex(16))
-        with self._promise(upload, spec):
+        with self._space.promise(spec):
             folder = Folder.make(self._system, self._uploads.fd, upload, spec)
             try:
                 if self._preallocates:
-                    self._preallocate(folder.data, spec)
+                    self._space.preallocate(folder.data, spec)
                 return self._begin(folder, spec)
             except BaseException as error:
                 if isinstance(error, TdxError):
@@ -165,66 +168,46 @@ class LocalStore:
         )
         with self._lock:
             self._running[upload.id] = upload
+        self._space.add(upload)
         return upload
 
     def _forget(self, upload: UploadId) -> None:
         with self._lock:
-            self._running.pop(upload, None)
+            ended = self._running.pop(upload, None)
+        if ended is not None:
+            self._space.remove(ended)
+
+    def bundle(self, owner: Owner, conflict: Conflict, length: int | None) -> LocalBundle:
+        folder = self._bundles.make()
+        bundle = LocalBundle(
+            self._system, self._disk, self._shop, folder, owner, conflict, length, self._forget_bundle
+        )
+        with self._lock:
+            self._receiving.add(bundle)
+        try:
+            self._space.admit(bundle)
+        except BaseException:
+            bundle.close()
+            raise
+        return bundle
+
+    def _forget_bundle(self, bundle: LocalBundle) -> None:
+        self._space.remove(bundle)
+        with self._lock:
+            self._receiving.discard(bundle)
 
     # --- space --------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _promise(self, upload: UploadId, spec: UploadSpec) -> Generator[None]:
-        """Space for an upload in the making, so that two at once are not promised the same."""
-        with self._lock:
-            self._promised[upload] = check_space(spec, self._free())
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._promised[upload]
-
-    def _free(self) -> int:
-        """Under the lock."""
-        try:
-            running = sum(upload.still_needed() for upload in self._running.values())
-            return self._unreserved() - running - sum(self._promised.values())
-        except OSError as error:
-            raise failure("free space cannot be told", error) from error
-
-    def _unreserved(self) -> int:
-        """What is free beyond the reserve, whoever it is promised to. OSError."""
-        disk = self._system.fstatvfs(self._tree.fd)
-        return disk.f_bavail * disk.f_frsize - self._reserve
-
-    def _preallocate(self, fd: int, spec: UploadSpec) -> None:
-        ranges = data_ranges(spec.length or 0, spec.extent_size, spec.holes)
-        if ranges.total() < MIN_EXTENT:
-            return
-        for span in ranges:
-            try:
-                self._allocate(fd, span.start, len(span))
-            except OSError as error:
-                if error.errno in NO_SPACE:
-                    raise failure(spec.name, error) from error
-                return
-
-    def _allocate(self, fd: int, offset: int, length: int) -> None:
-        while True:
-            try:
-                return self._system.fallocate_keep_size(fd, offset, length)
-            except InterruptedError:
-                continue
-
     def free_bytes(self) -> int:
-        with self._lock:
-            return max(0, self._free())
+        return self._space.free()
 
     def is_present(self) -> bool:
         return self._system.fstat(self._uploads.fd).st_nlink > 0
 
     def staged_bytes(self) -> int:
-        return sum(partial.staged_bytes for partial in self.partials())
+        with self._lock:
+            receiving = sum(bundle.staged for bundle in self._receiving)
+        return sum(partial.staged_bytes for partial in self.partials()) + receiving
 
     def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
         staged = {upload: self._uploads.counted(upload, owner) for upload in self._uploads.ids()}
@@ -280,7 +263,8 @@ class LocalStore:
         return self._receipts.by_key(owner, key)
 
     def recover(self) -> list[Receipt]:
-        receipts: list[Receipt] = []
+        # Beside a receiver that is running, what nobody claims may be in the making.
+        receipts = self._bundles.recover() if self._exclusive else []
         for upload in self._uploads.ids():
             try:
                 receipt = self._recover(upload)
@@ -321,6 +305,7 @@ class LocalStore:
                 continue
             if partial is not None:
                 removed.append(partial)
+        self._bundles.recover(before=now - UNFINISHED_AGE)
         self._receipts.expire(now)
         _, gone = still_there(self._tree, self._receipts.files())
         if gone:
@@ -355,7 +340,7 @@ class LocalStore:
             found = self._system.stat(upload, dir_fd=self._uploads.fd)
         except FileNotFoundError:
             return
-        if now - found.st_ctime < _UNFINISHED_AGE:
+        if now - found.st_ctime < UNFINISHED_AGE:
             return
         try:
             with self._uploads.claimed(upload) as folder:
@@ -366,7 +351,9 @@ class LocalStore:
 
     def close(self) -> None:
         with self._lock:
-            running = list(self._running.values())
-        for upload in running:
+            uploads, bundles = list(self._running.values()), list(self._receiving)
+        for upload in uploads:
             upload.close()
+        for bundle in bundles:
+            bundle.close()
         self._resources.close()

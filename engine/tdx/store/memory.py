@@ -10,10 +10,11 @@ import secrets
 import time
 from collections.abc import Callable, Collection
 
-from tdx.errors import NotFound, UploadBusy
+from tdx.errors import NoSpace, NotFound, UploadBusy
 from tdx.integrity import digest_of
-from tdx.model import FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.model import Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.journal import Record, Session, State
+from tdx.store.memory_bundle import MemoryBundle
 from tdx.store.memory_disk import MemoryDisk, Staged
 from tdx.store.memory_upload import MemoryUpload
 from tdx.store.port import Existing, Partial
@@ -66,6 +67,22 @@ class MemoryStore:
         staged.state.apply(Record.session(self._session))
         running = self._running[upload] = MemoryUpload(self.disk, upload, staged)
         return running
+
+    def bundle(self, owner: Owner, conflict: Conflict, length: int | None) -> MemoryBundle:
+        with self.disk.lock:
+            if (length or 1) > self.disk.free():
+                raise NoSpace(f"{length or 1} bytes are needed, and {self.disk.free()} may be used")
+        return MemoryBundle(owner, conflict, self.create, self._identical)
+
+    def _identical(self, spec: UploadSpec, digests: list[bytes]) -> Existing | None:
+        found = self.existing(spec.name)
+        if found is None or spec.length is None:
+            return None
+        others = self.look_alikes(spec.owner, spec.name, spec.length)
+        for each in others if spec.conflict is Conflict.RENAME else [found]:
+            if self.existing_digests(FileName(each.path), spec.extent_size) == digests:
+                return each
+        return None
 
     def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:
         return matching(self.partials(), owner, name, length, source_id)

@@ -32,6 +32,9 @@ BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 
 _REMEMBERED: Final = 4096
 
+Unsynced = dict[tuple[int, str], int]
+"""Directories that a sync of the whole filesystem will make durable: see :meth:`Tree.parent`."""
+
 
 def read_small(system: System, name: str, *, dir_fd: int, most: int = 1 << 27) -> bytes:
     """The whole content of a small file. FileNotFoundError passes through."""
@@ -91,18 +94,21 @@ class Tree:
         self._system.close(self.fd)
 
     @contextmanager
-    def parent(self, name: str, *, make: bool = False) -> Generator[tuple[int, str]]:
+    def parent(
+        self, name: str, *, make: bool = False, unsynced: Unsynced | None = None
+    ) -> Generator[tuple[int, str]]:
         """The directory that ``name`` lies in, open while the context lasts, and the last component.
 
         With ``make``, missing directories are made, and every directory on the way is
-        durable. Raises FileNotFoundError for a missing one otherwise, BadName where a
-        file, a link or another filesystem is in the way.
+        durable, but those put into ``unsynced``, where that is given: the caller syncs the
+        whole filesystem, and then calls :meth:`synced`. Raises FileNotFoundError for a missing one
+        otherwise, BadName where a file, a link or another filesystem is in the way.
         """
         *folders, leaf = _components(name)
         fd = self.fd
         try:
             for folder in folders:
-                inner = self._enter(fd, folder, name, make)
+                inner = self._enter(fd, folder, name, make, unsynced)
                 if fd != self.fd:
                     self._system.close(fd)
                 fd = inner
@@ -111,7 +117,7 @@ class Tree:
             if fd != self.fd:
                 self._system.close(fd)
 
-    def _enter(self, fd: int, folder: str, name: str, make: bool) -> int:
+    def _enter(self, fd: int, folder: str, name: str, make: bool, unsynced: Unsynced | None) -> int:
         try:
             inner = self._open(fd, folder)
         except FileNotFoundError:
@@ -126,7 +132,7 @@ class Tree:
             if found.st_dev != self.device:
                 raise BadName(f"{name}: {folder} is on another filesystem than the receiver's folder")
             if make:
-                self._make_durable(fd, folder, inner, found.st_ino)
+                self._make_durable(fd, folder, inner, found.st_ino, unsynced)
         except BaseException:
             self._system.close(inner)
             raise
@@ -149,7 +155,7 @@ class Tree:
         except OSError as error:
             raise _refusal(name, folder, error) from error
 
-    def _make_durable(self, fd: int, folder: str, inner: int, inode: int) -> None:
+    def _make_durable(self, fd: int, folder: str, inner: int, inode: int, unsynced: Unsynced | None) -> None:
         # A directory that is already there may have been made a moment ago by a thread, or by a receiver
         # since killed, that never got to syncing it; so each is synced once by this process.
         key = (self._system.fstat(fd).st_ino, folder)
@@ -158,17 +164,27 @@ class Tree:
                 return
             if self._doubtful.get(key) == inode:
                 raise StorageError(f"{folder}: the disk failed to make this folder durable; {RESTART}")
+        if unsynced is not None:
+            unsynced[key] = inode
+            return
         try:
             self._system.fsync(inner)
             self._system.fsync(fd)
         except OSError as error:
-            with self._lock:
-                self._doubtful[key] = inode
+            self.synced({key: inode}, failed=True)
             raise failure(f"{folder}: cannot make the folder durable", error) from error
+        self.synced({key: inode})
+
+    def synced(self, directories: Unsynced, *, failed: bool = False) -> None:
+        """These directories, and their parents, have been synced; or could not be, and nothing in them is
+        acknowledged any more."""
         with self._lock:
+            if failed:
+                self._doubtful.update(directories)
+                return
             if len(self._durable) >= _REMEMBERED:
                 self._durable.clear()
-            self._durable[key] = inode
+            self._durable.update(directories)
 
     def look(self, name: str) -> os.stat_result | None:
         """What carries ``name``, of whatever kind; None if nothing does. BadName as for :meth:`parent`."""

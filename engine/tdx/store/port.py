@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from tdx.model import FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
+from tdx.errors import TdxError
+from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 
 
@@ -166,6 +167,57 @@ class Upload(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class SmallFile:
+    """A file of at most one extent that comes in a bundle; ``digest`` is its sender's, ``key`` as in
+    :class:`tdx.model.UploadSpec`."""
+
+    name: FileName
+    size: int
+    digest: bytes
+    key: str
+    mtime_ns: int | None = None
+    mode: int | None = None
+
+
+class Bundle(Protocol):
+    """Small files that are made durable and published together, each of them whole or not at all.
+
+    For one thread at a time: for each file :meth:`begin`, any number of :meth:`write`, then
+    :meth:`keep` or :meth:`drop`; :meth:`publish` at most once, and :meth:`close` in any case.
+    """
+
+    def begin(self, file: SmallFile) -> UploadId:
+        """The next file; the id of its receipt. NoSpace, StorageError."""
+        ...
+
+    def write(self, data: memoryview) -> None:
+        """The next bytes of it, which nobody has verified yet. NoSpace, StorageError; what is left to do
+        then is :meth:`drop`."""
+        ...
+
+    def keep(self) -> None:
+        """It is whole, and its content has the digest that its sender told. StorageError as above."""
+        ...
+
+    def drop(self) -> None:
+        """It shall not be published."""
+        ...
+
+    def publish(self) -> list[Receipt | TdxError]:
+        """Give every kept file its final name, durably; for each its receipt, which is stored, or why it
+        could not be published. A file that is there already and is the same is ``identical``.
+
+        A failure that is not one file's own is raised, and then nothing is acknowledged: a failed
+        sync, which is final, or receipts that cannot be stored.
+        """
+        ...
+
+    def close(self) -> None:
+        """Remove what was not published; idempotent."""
+        ...
+
+
 class Store(Protocol):
     """A folder of published files and the uploads on their way to it."""
 
@@ -178,6 +230,10 @@ class Store(Protocol):
 
     def open(self, upload: UploadId) -> Upload:
         """Claim an upload that an earlier holder left. NotFound, UploadBusy."""
+        ...
+
+    def bundle(self, owner: Owner, conflict: Conflict, length: int | None) -> Bundle:
+        """A new bundle of at most ``length`` bytes, or nobody knows how many. NoSpace, StorageError."""
         ...
 
     def find(self, owner: Owner, name: FileName, length: int | None, source_id: str | None) -> list[Partial]:

@@ -103,22 +103,30 @@ class Receipts:
 
     def put(self, receipt: Receipt, *, lifetime: float) -> None:
         """Durably store a receipt, for at least ``lifetime`` seconds; a second time changes nothing."""
-        row = (
-            self._store,
-            receipt.upload,
-            receipt.owner,
-            receipt.key,
-            receipt.name,
-            receipt.path,
-            receipt.size,
-            receipt.root,
-            int(receipt.verified),
-            receipt.outcome.value,
-            receipt.published_at,
-            receipt.published_at + lifetime,
-        )
-        with self._cursor() as cursor:
-            cursor.execute(_INSERT, row)
+        self.put_many([receipt], lifetime=lifetime)
+
+    def put_many(self, receipts: Sequence[Receipt], *, lifetime: float) -> None:
+        """The same for many at once: all of them, or none where this raises."""
+        rows = [
+            (
+                self._store,
+                receipt.upload,
+                receipt.owner,
+                receipt.key,
+                receipt.name,
+                receipt.path,
+                receipt.size,
+                receipt.root,
+                int(receipt.verified),
+                receipt.outcome.value,
+                receipt.published_at,
+                receipt.published_at + lifetime,
+            )
+            for receipt in receipts
+        ]
+        with self._cursor() as cursor, self._database:
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.executemany(_INSERT, rows)
 
     def get(self, upload: UploadId) -> Receipt | None:
         return self._one(_BY_UPLOAD, upload)

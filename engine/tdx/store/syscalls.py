@@ -11,7 +11,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import time
+from functools import cache
 from typing import Any, Final
 
 from tdx.errors import Busy, NoSpace, StorageError, TdxError
@@ -29,11 +31,22 @@ IN_MEMORY: Final = frozenset({TMPFS, RAMFS})
 NO_PREALLOCATION: Final = IN_MEMORY | {BTRFS, ZFS, BCACHEFS, OVERLAY}
 """Where reserved blocks cost time and reserve nothing: in memory, copy-on-write, or unknown underneath."""
 
+EXT: Final = 0xEF53
+XFS: Final = 0x58465342
+F2FS: Final = 0xF2F52010
+
+SYNCED_AS_A_WHOLE: Final = IN_MEMORY | {EXT, XFS, F2FS, BTRFS}
+"""Where syncfs is known to leave what was written as durable as an fsync of each file does, and to tell of
+what could not be written. Others may not pass it on to what lies below them (FUSE, overlayfs)."""
+
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
+
+_TELLING_SYNCFS: Final = (5, 8)
+"""The kernel from which on syncfs reports failed writes."""
 
 _KEEP_SIZE: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -60,6 +73,7 @@ _sync_file_range = _function("sync_file_range", ctypes.c_int, ctypes.c_int64, ct
 _renameat2 = _function(
     "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 )
+_syncfs = _function("syncfs", ctypes.c_int)
 _fstatfs = _function("fstatfs", ctypes.c_int, ctypes.c_void_p)
 _statx = _function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
@@ -214,3 +228,16 @@ class System:
 
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
+
+    def syncfs(self, fd: int) -> None:
+        """Make everything on the filesystem of ``fd`` durable. Fails for anything on it that could not be
+        written since ``fd`` was opened; with ENOSYS where the kernel would not tell."""
+        if not _syncfs_tells():
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        _call(_syncfs, fd)
+
+
+@cache
+def _syncfs_tells() -> bool:
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return release is not None and (int(release[1]), int(release[2])) >= _TELLING_SYNCFS

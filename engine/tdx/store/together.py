@@ -1,0 +1,312 @@
+"""Publishing small files together, so that a crash at any moment leaves every final name either as it
+was or carrying a whole file.
+
+The files are written, with their attributes. Directories on the way to the final names are made and the
+names chosen, and intents written. One syncfs makes all of this durable, intents before or after the
+data as the kernel likes, for no name changes before it has returned. Then come the renames, a
+sync of the directories, and the receipts in one transaction. A name that is taken between its choice and
+its rename, or that two files of the bundle want, is chosen anew in another round of the same.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tdx.errors import TdxError
+from tdx.integrity import MIN_EXTENT, Root
+from tdx.model import Conflict, Outcome, Owner, Receipt
+from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
+from tdx.store.final import FinalNames
+from tdx.store.paths import Tree, Unsynced
+from tdx.store.port import SmallFile
+from tdx.store.reading import extent_digests
+from tdx.store.receipts import Receipts
+from tdx.store.syscalls import UNSUPPORTED, System, failure
+
+MOST_LOOK_ALIKES: Final = 8
+"""Earlier copies of one name that are compared with what is being pushed again."""
+
+FEW: Final = 2
+"""Up to this many directories are synced one by one; beyond, one more syncfs costs less."""
+
+
+@dataclass(slots=True, eq=False)
+class Staged:
+    """A kept file: its place in the answer, what its bytes are staged as, and their inode. ``path`` is the
+    final name, once it has been chosen."""
+
+    place: int
+    file: SmallFile
+    number: str
+    inode: int
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """What every publication of a store works with. ``as_one``: its filesystem can be synced as a whole."""
+
+    system: System
+    tree: Tree
+    names: FinalNames
+    receipts: Receipts
+    bundles: Bundles
+    as_one: bool
+
+
+class Publication:
+    """Publishes what lies in ``folder``; used once."""
+
+    def __init__(self, shop: Shop, folder: BundleFolder, owner: Owner, conflict: Conflict) -> None:
+        self._shop = shop
+        self._system = shop.system
+        self._tree = shop.tree
+        self._names = shop.names
+        self._folder = folder
+        self._owner = owner
+        self._conflict = conflict
+        self._as_one = shop.as_one
+        self._results: dict[int, Receipt | TdxError] = {}
+        self._unsynced: Unsynced = {}
+        self._unsure: list[Staged] = []
+        """In place, in directories that are yet to be synced."""
+        self._placed = False
+        self.unfinished = False
+        """The folder must stay, for the intents in it have yet to be finished."""
+
+    def run(self, files: Sequence[Staged]) -> list[Receipt | TdxError]:
+        """See :meth:`tdx.store.port.Bundle.publish`. OSError too."""
+        try:
+            waiting = files
+            while waiting:
+                waiting = self._round(waiting)
+            self._sync_names()
+            found = [self._results[each.place] for each in files]
+            self._shop.receipts.put_many(
+                [each for each in found if isinstance(each, Receipt)], lifetime=LIFETIME
+            )
+        except (TdxError, OSError):
+            if self._placed:
+                self.unfinished = True
+                self._shop.bundles.unrecorded(self._folder.name)
+            raise
+        return found
+
+    def _round(self, waiting: Iterable[Staged]) -> list[Staged]:
+        """Publish as many as can be at once; those that are left."""
+        wanted: set[str] = set()
+        folders: dict[str, list[Staged]] = {}
+        left: list[Staged] = []
+        for each in waiting:
+            name = each.file.name
+            if name in wanted:
+                left.append(each)
+            else:
+                wanted.add(name)
+                folders.setdefault(name[: name.rfind("/") + 1], []).append(each)
+        there: list[Staged] = []
+        chosen = {
+            above: some for above, files in folders.items() if (some := self._choose(above, files, there))
+        }
+        receipts = self._make_durable(chosen, there)
+        few = len(chosen) <= FEW or not self._as_one
+        for above, files in chosen.items():
+            left += self._place(above, files, receipts, few=few)
+        return left
+
+    # --- which name ---------------------------------------------------------------------
+
+    def _choose(self, above: str, files: Sequence[Staged], there: list[Staged]) -> list[Staged]:
+        """Those of these files, which go to the directory ``above``, that have a final name now. Of the
+        others the outcome is known, and what they are identical to is added to ``there``."""
+        chosen: list[Staged] = []
+        try:
+            with self._tree.parent(files[0].file.name, make=True, unsynced=self._unsynced) as (fd, _):
+                for each in files:
+                    name = each.file.name
+                    try:
+                        leaf = self._settle(fd, name[len(above) :], each, there)
+                        if leaf is None:
+                            self._folder.drop(each.number)
+                            continue
+                        self._names.check_doubt(above + leaf)
+                        each.path = above + leaf
+                        chosen.append(each)
+                    except (TdxError, OSError) as error:
+                        self._refuse(each, error)
+        except (TdxError, OSError) as error:
+            self._refuse_all(files, error)
+            return []
+        return chosen
+
+    def _settle(self, fd: int, leaf: str, each: Staged, there: list[Staged]) -> str | None:
+        """What to call the file in its directory; None where it is not published, for what is there."""
+        file = each.file
+        found = self._tree.look_in(fd, leaf, file.name)
+        if found is None:
+            return leaf
+        if self._conflict is Conflict.SKIP:
+            self._results[each.place] = self._receipt(each, file.name, found.st_size, Outcome.SKIPPED)
+            return None
+        same = stat.S_ISREG(found.st_mode) and found.st_size == file.size
+        path = self._find_identical(file, same_size=same)
+        if path is not None:
+            self._names.check_doubt(path)
+            each.path = path
+            there.append(each)
+            self._results[each.place] = self._receipt(each, path, file.size, Outcome.IDENTICAL)
+            return None
+        return self._names.choose(fd, leaf, file.name, self._conflict)
+
+    def _find_identical(self, file: SmallFile, *, same_size: bool) -> str | None:
+        """The path of a published file that has this content: of that name, or what an earlier push of it
+        was numbered as."""
+        if same_size and self._has(file.name, file):
+            return file.name
+        if self._conflict is Conflict.RENAME:
+            for path in self._shop.receipts.paths(self._owner, file.name, file.size, MOST_LOOK_ALIKES):
+                if path != file.name and self._has(path, file):
+                    return path
+        return None
+
+    def _has(self, path: str, file: SmallFile) -> bool:
+        try:
+            fd = self._tree.open_file(path)
+            if fd is None:
+                return False
+            try:
+                if self._system.fstat(fd).st_size != file.size:
+                    return False
+                digests = extent_digests(self._system, fd, MIN_EXTENT)
+            finally:
+                self._system.close(fd)
+        except (OSError, TdxError):
+            return False  # what cannot be read is not known to be identical to anything
+        return digests == ([file.digest] if file.size else [])
+
+    def _receipt(self, each: Staged, path: str, size: int, outcome: Outcome) -> Receipt:
+        file = each.file
+        return Receipt(
+            upload=self._folder.id_of(each.number),
+            owner=self._owner,
+            key=file.key,
+            name=file.name,
+            path=path,
+            size=size,
+            root=str(Root.over([file.digest] if file.size else [], file.size, MIN_EXTENT)),
+            verified=outcome is not Outcome.SKIPPED,
+            outcome=outcome,
+            published_at=time.time(),
+        )
+
+    def _refuse(self, each: Staged, error: TdxError | OSError) -> None:
+        if isinstance(error, OSError):
+            error = failure(f"{each.file.name}: cannot be published", error)
+        self._results[each.place] = error
+        self._folder.drop(each.number)
+
+    def _refuse_all(self, files: Iterable[Staged], error: TdxError | OSError) -> None:
+        for each in files:
+            self._refuse(each, error)
+
+    # --- durability ---------------------------------------------------------------------
+
+    def _make_durable(self, chosen: dict[str, list[Staged]], there: Sequence[Staged]) -> dict[int, Receipt]:
+        """Everything but the final names; the receipts of those that are to get them, by place. A failure
+        is final: nothing is acknowledged then."""
+        files = [each for some in chosen.values() for each in some]
+        receipts = {
+            each.place: self._receipt(each, each.path, each.file.size, Outcome.PUBLISHED) for each in files
+        }
+        if not files and not there:
+            return receipts
+        try:
+            if files:
+                intents = [Intent(receipts[each.place], each.inode) for each in files]
+                overwrites = self._conflict is Conflict.OVERWRITE
+                self._folder.write_intents(intents, self._owner, overwrites=overwrites)
+            if not self._sync_as_one():
+                self._sync_each(chosen, there)
+        except OSError as error:
+            self._tree.synced(self._unsynced, failed=True)
+            for each in (*there, *self._unsure):
+                self._names.doubt(each.path, error)
+            raise failure("small files cannot be made durable, and none was published", error) from error
+        self._tree.synced(self._unsynced)
+        self._unsynced.clear()
+        return receipts
+
+    def _sync_as_one(self) -> bool:
+        """Sync the filesystem; False where that cannot be done. OSError."""
+        if self._as_one:
+            try:
+                self._system.syncfs(self._folder.lock)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                self._as_one = False
+        return self._as_one
+
+    def _sync_each(self, chosen: dict[str, list[Staged]], there: Sequence[Staged]) -> None:
+        self._folder.sync([each.number for files in chosen.values() for each in files])
+        for above in chosen:
+            with self._tree.parent(above + "a", make=True):
+                pass  # on the way in, every directory has been synced
+        for each in there:
+            self._names.make_durable(each.path)
+
+    # --- final names --------------------------------------------------------------------
+
+    def _place(
+        self, above: str, files: Sequence[Staged], receipts: dict[int, Receipt], *, few: bool
+    ) -> list[Staged]:
+        """Rename these files into the directory ``above``; those whose names have been taken since. With
+        ``few`` the directory is made durable too."""
+        left: list[Staged] = []
+        placed: list[Staged] = []
+        try:
+            with self._tree.parent(files[0].path) as (fd, _):
+                for each in files:
+                    target, name = each.path[len(above) :], each.file.name
+                    try:
+                        self._names.move(self._folder.fd, each.number, fd, target, name, self._conflict)
+                        placed.append(each)
+                    except (FileExistsError, IsADirectoryError):
+                        left.append(each)
+                    except (TdxError, OSError) as error:
+                        self._refuse(each, error)
+                self._placed = self._placed or bool(placed)
+                for each in placed:
+                    self._results[each.place] = receipts[each.place]
+                if few:
+                    self._sync_directory(fd, placed)
+                else:
+                    self._unsure += placed
+        except (TdxError, OSError) as error:
+            self._refuse_all(files, error)
+            return []
+        return left
+
+    def _sync_directory(self, fd: int, placed: Sequence[Staged]) -> None:
+        try:
+            if placed:
+                self._system.fsync(fd)
+        except OSError as error:
+            self._not_durable(placed, error)
+
+    def _sync_names(self) -> None:
+        if self._unsure:
+            try:
+                self._system.syncfs(self._folder.lock)
+            except OSError as error:
+                self._not_durable(self._unsure, error)
+
+    def _not_durable(self, placed: Iterable[Staged], error: OSError) -> None:
+        # Their intents stay: the next start of the receiver finds them in place, and syncs again.
+        self.unfinished = True
+        for each in placed:
+            self._results[each.place] = self._names.doubt(each.path, error)
