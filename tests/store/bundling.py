@@ -10,18 +10,23 @@ import pytest
 from store.conformance import EXTENT, ME, YOU, Harness, content
 from tdx.errors import NoSpace, StorageError, TdxError
 from tdx.integrity import Root, digest_of
-from tdx.model import Conflict, FileName, Receipt
-from tdx.store.port import SmallFile, Store
+from tdx.model import Conflict, FileName, Receipt, UploadId
+from tdx.store.port import Admit, SmallFile, Store
 
 
 def small(name: str, data: bytes, key: str = "k", **more: Any) -> SmallFile:
     return SmallFile(FileName(name), len(data), digest_of(data), key, **more)
 
 
+def anything(_upload: UploadId, _size: int) -> None:
+    """Whatever it is, it may be published."""
+
+
 def bundle(
     store: Store,
     files: Mapping[str, bytes] | Sequence[tuple[str, bytes]],
     conflict: Conflict = Conflict.RENAME,
+    admit: Admit = anything,
 ) -> list[Receipt | TdxError]:
     """Publish these files together; each has its name and place as its key."""
     bundle = store.bundle(ME, conflict, None)
@@ -30,7 +35,7 @@ def bundle(
             bundle.begin(small(name, data, f"{name} {at}"))
             bundle.write(memoryview(data))
             bundle.keep()
-        return bundle.publish()
+        return bundle.publish(admit)
     finally:
         bundle.close()
 
@@ -81,7 +86,7 @@ class BundleConformance:
             mixed.begin(small(name, b"data"))
             mixed.write(memoryview(b"data"))
             (mixed.keep if keep else mixed.drop)()
-        assert outcomes(mixed.publish()) == [("published", "a"), ("published", "c")]
+        assert outcomes(mixed.publish(anything)) == [("published", "a"), ("published", "c")]
         mixed.close()
         assert harness.published() == {"a": b"data", "c": b"data"}
 
@@ -180,7 +185,7 @@ class BundleConformance:
         doomed.keep()
         harness.fail_syncs(failing=True)
         with pytest.raises(StorageError):
-            doomed.publish()
+            doomed.publish(anything)
         doomed.close()
         assert harness.published() == {}
         harness.fail_syncs(failing=False)
@@ -195,3 +200,18 @@ class BundleConformance:
         harness.restart()
         assert harness.published() == {}
         assert harness.store.staged_bytes() == 0
+
+    def test_only_what_is_to_be_published_must_be_admitted(self, harness: Harness) -> None:
+        harness.put("same", b"same")
+        asked: list[int] = []
+
+        def admit(upload: UploadId, size: int) -> None:
+            asked.append(size)
+            if size > 5:
+                raise NoSpace("too much")
+
+        files = {"same": b"same", "small": b"small", "larger": b"larger"}
+        results = bundle(harness.store, files, admit=admit)
+        assert outcomes(results) == [("identical", "same"), ("published", "small"), ("no-space", "")]
+        assert asked == [5, 6]
+        assert harness.published() == {"same": b"same", "small": b"small"}

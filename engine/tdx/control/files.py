@@ -33,8 +33,8 @@ PLAIN_EXPIRY: Final = 86400.0
 VERIFIABLE: Final = (ALGORITHM, "sha-256", "sha-512")
 
 
-def receipt_response(receipt: Receipt, status: int = 200) -> Response:
-    document = {
+def receipt_document(receipt: Receipt) -> dict[str, object]:
+    return {
         "outcome": receipt.outcome,
         "name": receipt.name,
         "path": receipt.path,
@@ -42,7 +42,10 @@ def receipt_response(receipt: Receipt, status: int = 200) -> Response:
         "root": receipt.root,
         "verified": receipt.verified,
     }
-    return json_response(status, document)
+
+
+def receipt_response(receipt: Receipt, status: int = 200) -> Response:
+    return json_response(status, receipt_document(receipt))
 
 
 def left_alone(

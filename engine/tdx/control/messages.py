@@ -27,7 +27,7 @@ from tdx.errors import (
 from tdx.model import Identity
 from tdx.policy.admission import Limits
 from tdx.policy.rules import NOTHING_GRANTED, Grant
-from tdx.proto import problem
+from tdx.proto import bundle, problem
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.fields import format_digest
 from tdx.proto.head import RequestHead, format_response
@@ -130,7 +130,9 @@ class Exchange:
     @property
     def speaks_tdx(self) -> bool:
         """Whether the sender is tdx's own and so understands 102 (Processing)."""
-        return any(name in self.head.headers for name in ("tdx-epoch", "tdx-upload-key", "tdx-source"))
+        headers = self.head.headers
+        own = any(name in headers for name in ("tdx-epoch", "tdx-upload-key", "tdx-source"))
+        return own or headers.get("content-type") == bundle.MEDIA_TYPE
 
     @property
     def protocol(self) -> str:

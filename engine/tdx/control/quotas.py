@@ -91,6 +91,16 @@ class Quotas:
                 account.at_most = used + size
                 account.growing[upload.id] += size
 
+    def reserve(self, owner: Owner, upload: UploadId, grant: Grant, size: int) -> None:
+        """A file of so many bytes, which the store knows nothing of yet, is about to be published with
+        this id; until :meth:`ended` it counts."""
+        if grant.quota is not None:
+            account = self._account(owner)
+            with account.lock:
+                used = self._fit(account, owner, grant, grant.quota, size)
+                account.at_most = used + size
+                account.growing[upload] = size
+
     def settle(self, upload: Upload) -> None:
         """No more bytes are on the way to an upload whose length is unknown. Does not block."""
         account = self._accounts.get(upload.spec.owner)

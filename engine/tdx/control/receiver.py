@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tdx.config import ServeConfig
+from tdx.control.batches import Batches
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
@@ -29,6 +30,7 @@ class Receiver:
     admission: Admission
     metrics: Metrics
     policy: Policy
+    batches: Batches = field(default_factory=Batches)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
-from tdx.control import files, uploads
+from tdx.control import bundles, files, uploads
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.errors import MethodNotAllowed, NotFound
@@ -60,6 +60,8 @@ def label_of(target: str) -> str:
     """The metrics' label of a target, also of one that no route serves."""
     if target == "/v1/hello":
         return "hello"
+    if target == "/files":
+        return "bundle"
     if target.startswith("/files/"):
         return "files"
     if target.startswith("/uploads/"):
@@ -72,6 +74,9 @@ def route(method: str, target: str) -> Handler:
     if target == "/v1/hello":
         _allow(method, {"GET"})
         return hello
+    if target == "/files":
+        _allow(method, {"POST"})
+        return bundles.receive
     if target.startswith("/files/"):
         name = decode_name(target.removeprefix("/files/"))
         on_file = _FILES[_allow(method, _FILES.keys())]

@@ -37,7 +37,7 @@ class Sessions:
         self._workers = workers
         self._metrics = metrics
         self._pump = pump
-        self._quotas = Quotas(store)
+        self.quotas = Quotas(store)
         self._open: dict[UploadId, Session] = {}
         self._superseded: OrderedDict[UploadId, Owner] = OrderedDict()
         self._last_epochs: OrderedDict[UploadId, int] = OrderedDict()
@@ -62,7 +62,7 @@ class Sessions:
             partials = await self._partials_like(spec)
             goes_on = resume and any(partial.spec.length == spec.length for partial in partials)
             if partials and not compares and not goes_on:
-                await self._workers.on_disk(self._quotas.check, spec, grant, partials)
+                await self._workers.on_disk(self.quotas.check, spec, grant, partials)
             for partial in partials:
                 if resume and partial.spec.length == spec.length:
                     try:
@@ -70,7 +70,7 @@ class Sessions:
                     except NotFound:
                         continue
                 await self._supersede(partial.upload, spec.owner)
-            upload = await self._workers.on_disk(self._quotas.create, spec, grant, compares=compares)
+            upload = await self._workers.on_disk(self.quotas.create, spec, grant, compares=compares)
             session = self._adopt(upload)
             session.admitted = not compares
         await self._make_room(session)
@@ -99,7 +99,7 @@ class Sessions:
         if session.admitted or grant.quota is None:
             return
         try:
-            await self._workers.on_disk(self._quotas.admit, session.upload, grant)
+            await self._workers.on_disk(self.quotas.admit, session.upload, grant)
         except NoSpace:
             if not session.upload.held:
                 await self.discard(session, "failed")
@@ -196,7 +196,7 @@ class Sessions:
     def _adopt(self, upload: Upload) -> Session:
         publishing = self._lock(("publishing", upload.spec.name))
         session = Session(
-            upload, self._store, self._workers, self._metrics, self._pump, publishing, self._quotas
+            upload, self._store, self._workers, self._metrics, self._pump, publishing, self.quotas
         )
         self._open[upload.id] = session
         return session
@@ -238,7 +238,7 @@ class Sessions:
         mine = self._open.get(session.id) is session
         if mine:
             del self._open[session.id]
-            self._quotas.ended(session.owner, session.id)
+            self.quotas.ended(session.owner, session.id)
         return mine
 
     def _account(self, session: Session, result: str) -> None:

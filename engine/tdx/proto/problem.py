@@ -55,14 +55,20 @@ _BY_STATUS: Final[dict[int, type[TdxError]]] = {
 }
 
 
-def render(error: TdxError) -> tuple[int, bytes]:
-    """The status and the body of the answer to a request that failed with ``error``."""
+def document_of(error: TdxError) -> dict[str, object]:
+    """The problem document that says ``error``."""
     document = error.problem()
     registered = _TYPE_OF.get(type(error))
     if registered is not None:
         document["type"] = registered
     if isinstance(error, OffsetMismatch):
         document["expected-offset"] = error.offset
+    return document
+
+
+def render(error: TdxError) -> tuple[int, bytes]:
+    """The status and the body of the answer to a request that failed with ``error``."""
+    document = document_of(error)
     # A lone surrogate (a file name that is not Unicode) becomes \udcXX, which is JSON's own escape.
     return error.status, json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Final
 
 from tdx.errors import StorageError, TdxError
-from tdx.model import Conflict, Owner, Receipt, UploadId
+from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundles import BundleFolder
 from tdx.store.datafile import Disk, Growth
-from tdx.store.port import SmallFile
+from tdx.store.port import Admit, SmallFile
 from tdx.store.syscalls import System, failure
 from tdx.store.together import Publication, Shop, Staged
 
@@ -53,7 +53,7 @@ class LocalBundle:
         """Bytes that were promised to it and are not written yet."""
         return max(0, self._length - self.staged)
 
-    def begin(self, file: SmallFile) -> UploadId:
+    def begin(self, file: SmallFile) -> None:
         number = str(self._begun)
         self._begun += 1
         self._growth.check(-(-file.size // _BLOCK) * _BLOCK)
@@ -63,7 +63,6 @@ class LocalBundle:
             raise failure(f"{file.name}: cannot be written", error) from error
         self._file = file
         self._at = 0
-        return self._folder.id_of(number)
 
     def _bits_of(self, file: SmallFile) -> int:
         return self._bits if file.mode is None else file.mode & 0o777
@@ -118,9 +117,9 @@ class LocalBundle:
     def _name(self) -> str:
         return "a file" if self._file is None else self._file.name
 
-    def publish(self) -> list[Receipt | TdxError]:
+    def publish(self, admit: Admit) -> list[Receipt | TdxError]:
         try:
-            return self._publication.run(self._kept)
+            return self._publication.run(self._kept, admit)
         except OSError as error:
             raise failure("small files cannot be published", error) from error
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 from tdx.errors import StorageError, TdxError
 from tdx.integrity import MIN_EXTENT, Root
-from tdx.model import Conflict, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
+from tdx.model import Conflict, Outcome, Owner, Receipt, Span, UploadSpec
 from tdx.store.memory_upload import MemoryUpload
-from tdx.store.port import Existing, Piece, SmallFile
+from tdx.store.port import Admit, Existing, Piece, SmallFile
 
 
 class MemoryBundle:
@@ -30,10 +29,9 @@ class MemoryBundle:
         self._staged: list[tuple[SmallFile, bytearray]] = []
         self._begun = False
 
-    def begin(self, file: SmallFile) -> UploadId:
+    def begin(self, file: SmallFile) -> None:
         self._staged.append((file, bytearray()))
         self._begun = True
-        return UploadId(secrets.token_hex(16))
 
     def write(self, data: memoryview) -> None:
         self._staged[-1][1].extend(data)
@@ -49,7 +47,7 @@ class MemoryBundle:
             del self._staged[-1]
             self._begun = False
 
-    def publish(self) -> list[Receipt | TdxError]:
+    def publish(self, admit: Admit) -> list[Receipt | TdxError]:
         prepared = [self._upload(file, data) for file, data in self._staged]
         try:
             for each in prepared:
@@ -61,7 +59,7 @@ class MemoryBundle:
                     each.discard()
             raise
         return [
-            self._publish(file, each) if isinstance(each, MemoryUpload) else each
+            self._publish(file, each, admit) if isinstance(each, MemoryUpload) else each
             for (file, _), each in zip(self._staged, prepared, strict=True)
         ]
 
@@ -79,7 +77,7 @@ class MemoryBundle:
             return error
         return upload
 
-    def _publish(self, file: SmallFile, upload: MemoryUpload) -> Receipt | TdxError:
+    def _publish(self, file: SmallFile, upload: MemoryUpload, admit: Admit) -> Receipt | TdxError:
         digests = [file.digest] if file.size else []
         root = str(Root.over(digests, file.size, MIN_EXTENT))
         spec = UploadSpec(
@@ -87,10 +85,10 @@ class MemoryBundle:
         )
         try:
             upload.refresh(spec)
-            if self._conflict is not Conflict.SKIP:
-                existing = self._identical(spec, digests)
-                if existing is not None:
-                    return upload.settle(Outcome.IDENTICAL, existing.path, root=root, verified=True)
+            existing = self._identical(spec, digests)
+            if existing is not None and self._conflict is not Conflict.SKIP:
+                return upload.settle(Outcome.IDENTICAL, existing.path, root=root, verified=True)
+            admit(upload.id, file.size)
             return upload.publish(root=root, verified=True)
         except TdxError as error:
             upload.discard()

@@ -10,7 +10,7 @@ either keeps the partial for a later :meth:`Store.open`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -180,6 +180,10 @@ class SmallFile:
     mode: int | None = None
 
 
+Admit = Callable[[UploadId, int], None]
+"""Whether a file of so many bytes may be published, with a receipt of this id. NoSpace."""
+
+
 class Bundle(Protocol):
     """Small files that are made durable and published together, each of them whole or not at all.
 
@@ -187,8 +191,8 @@ class Bundle(Protocol):
     :meth:`keep` or :meth:`drop`; :meth:`publish` at most once, and :meth:`close` in any case.
     """
 
-    def begin(self, file: SmallFile) -> UploadId:
-        """The next file; the id of its receipt. NoSpace, StorageError."""
+    def begin(self, file: SmallFile) -> None:
+        """The next file. NoSpace, StorageError."""
         ...
 
     def write(self, data: memoryview) -> None:
@@ -204,9 +208,10 @@ class Bundle(Protocol):
         """It shall not be published."""
         ...
 
-    def publish(self) -> list[Receipt | TdxError]:
+    def publish(self, admit: Admit) -> list[Receipt | TdxError]:
         """Give every kept file its final name, durably; for each its receipt, which is stored, or why it
         could not be published. A file that is there already and is the same is ``identical``.
+        ``admit`` is asked about every other one that is to be published, and may refuse it.
 
         A failure that is not one file's own is raised, and then nothing is acknowledged: a failed
         sync, which is final, or receipts that cannot be stored.

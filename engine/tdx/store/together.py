@@ -18,11 +18,11 @@ from typing import Final
 
 from tdx.errors import TdxError
 from tdx.integrity import MIN_EXTENT, Root
-from tdx.model import Conflict, Outcome, Owner, Receipt
+from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
 from tdx.store.final import FinalNames
 from tdx.store.paths import Tree, Unsynced
-from tdx.store.port import SmallFile
+from tdx.store.port import Admit, SmallFile
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.syscalls import UNSUPPORTED, System, failure
@@ -75,11 +75,13 @@ class Publication:
         self._unsure: list[Staged] = []
         """In place, in directories that are yet to be synced."""
         self._placed = False
+        self._admit: Admit = _anything
         self.unfinished = False
         """The folder must stay, for the intents in it have yet to be finished."""
 
-    def run(self, files: Sequence[Staged]) -> list[Receipt | TdxError]:
+    def run(self, files: Sequence[Staged], admit: Admit) -> list[Receipt | TdxError]:
         """See :meth:`tdx.store.port.Bundle.publish`. OSError too."""
+        self._admit = admit
         try:
             waiting = files
             while waiting:
@@ -134,6 +136,7 @@ class Publication:
                             self._folder.drop(each.number)
                             continue
                         self._names.check_doubt(above + leaf)
+                        self._admit(self._folder.id_of(each.number), each.file.size)
                         each.path = above + leaf
                         chosen.append(each)
                     except (TdxError, OSError) as error:
@@ -310,3 +313,7 @@ class Publication:
         self.unfinished = True
         for each in placed:
             self._results[each.place] = self._names.doubt(each.path, error)
+
+
+def _anything(_upload: UploadId, _size: int) -> None:
+    """Before it is known who is to be asked."""

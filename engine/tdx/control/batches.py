@@ -1,0 +1,57 @@
+"""Bundles on their way at the same time: a file that comes again waits for what became of it before."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from tdx.data.port import TICK, Cancel
+from tdx.errors import Superseded
+from tdx.model import Owner
+
+_AGAIN: Final = "the same files have come again"
+
+
+class Batch:
+    """One bundle on its way, from ``owner``. ``cancel`` ends the receiving of it."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.cancel = Cancel()
+        self.keys: set[str] = set()
+        """Of the entries that have come."""
+        self._left = threading.Event()
+
+    def leave(self) -> None:
+        self._left.set()
+
+    def wait(self, waiting: Cancel) -> None:
+        """Have it end, receiving at once and publishing when it is done, and wait for that. Raises the
+        reason of ``waiting``."""
+        self.cancel.set(Superseded(_AGAIN))
+        while not self._left.wait(TICK):
+            waiting.check()
+
+
+class Batches:
+    """Those of one receiver. Several threads at once."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[Owner, str], Batch] = {}
+
+    def claim(self, batch: Batch, key: str) -> bool:
+        """Make this key of its owner's ``batch``'s own, once nobody else has it; whether somebody had,
+        who may have published what it stands for."""
+        waited = False
+        batch.keys.add(key)
+        while (other := self._keys.setdefault((batch.owner, key), batch)) is not batch:
+            other.wait(batch.cancel)
+            waited = True
+        return waited
+
+    def leave(self, batch: Batch) -> None:
+        """Whatever was to be published of it is, with its receipts."""
+        for key in batch.keys:
+            if self._keys.get((batch.owner, key)) is batch:
+                del self._keys[batch.owner, key]
+        batch.leave()

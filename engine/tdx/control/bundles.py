@@ -1,0 +1,268 @@
+"""The handler of ``POST /files``: many small files in one body."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Coroutine
+from time import perf_counter
+from typing import Final
+
+from tdx.control.batches import Batch
+from tdx.control.files import receipt_document
+from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
+from tdx.control.receiver import Receiver
+from tdx.control.session import largest_file
+from tdx.data.buffers import BUFFERS
+from tdx.data.unpack import Entries
+from tdx.errors import (
+    ConnectionLost,
+    LengthRequired,
+    NoSpace,
+    ProtocolError,
+    Stalled,
+    Superseded,
+    TdxError,
+    TooLarge,
+    UnsupportedMedia,
+)
+from tdx.integrity import ALGORITHM, digest_of, new_hasher
+from tdx.model import Conflict, FileName, Receipt, Stages, UploadId
+from tdx.proto import bundle as wire
+from tdx.proto import fields
+from tdx.proto.names import check_name
+from tdx.proto.problem import document_of
+from tdx.store.port import Bundle, SmallFile
+
+_TOLD_AT: Final = 1 << 20
+"""Received bytes are counted when so many have come."""
+
+Result = Receipt | TdxError
+
+
+async def receive(receiver: Receiver, exchange: Exchange) -> Response:
+    """Publish what one bundle brings, and answer for each of its entries."""
+    if exchange.headers("content-type") != wire.MEDIA_TYPE:
+        raise UnsupportedMedia(f"files come together as {wire.MEDIA_TYPE}; one is for PUT /files/NAME")
+    if not exchange.head.framing.stated:
+        raise LengthRequired("a bundle needs Content-Length or chunked coding")
+    wish = exchange.headers("tdx-conflict")
+    conflict = Conflict.RENAME if wish is None else fields.parse_conflict(wish)
+    exchange.grant.check_conflict(conflict)
+    replay = fields.parse_boolean(exchange.headers("tdx-replay") or "?0")
+    length, owner = exchange.head.framing.length, exchange.identity.owner
+    batch = Batch(owner)
+    staging = await receiver.workers.on_disk(receiver.store.bundle, owner, conflict, length)
+    arrival = Arrival(receiver, exchange, batch, staging, conflict, replay=replay)
+    try:
+        try:
+            await arrival.receive()
+        except (ConnectionLost, Stalled, Superseded):
+            # What has arrived whole need not come again, and its sender will ask.
+            with contextlib.suppress(TdxError):
+                await exchange.keep_posted(arrival.publish())
+            raise
+        results = await exchange.keep_posted(arrival.publish())
+    finally:
+        if not arrival.publishing:
+            await receiver.workers.on_disk(arrival.end)
+    return json_response(200, {"files": [_said(each) for each in results]})
+
+
+def _said(result: Result) -> dict[str, object]:
+    return receipt_document(result) if isinstance(result, Receipt) else {"problem": document_of(result)}
+
+
+class Arrival:
+    """What one bundle brings: :meth:`receive`, then :meth:`publish` or :meth:`end`."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        exchange: Exchange,
+        batch: Batch,
+        staging: Bundle,
+        conflict: Conflict,
+        *,
+        replay: bool,
+    ) -> None:
+        self._receiver = receiver
+        self._exchange = exchange
+        self._batch = batch
+        self._staging = staging
+        self._conflict = conflict
+        self._replay = replay
+        self._grant = exchange.grant
+        self._most = largest_file(exchange.limits, exchange.grant, wire.MAX_ENTRY)
+        self._results: list[Result | None] = []
+        self._kept: list[FileName] = []
+        """The names of those that have no result yet, in order."""
+        self._stages = Stages()
+        self._untold = 0
+        self.publishing = False
+        """Publishing ends it, also when nobody waits for that any more."""
+
+    async def receive(self) -> None:
+        """Stage the entries of the body. Raises what broke it off."""
+        exchange, metrics = self._exchange, self._receiver.metrics
+        body = await exchange.file_body(self._batch.cancel)
+        try:
+            await exchange.connection.lend(lambda _: self._take_all(body), self._batch.cancel)
+        finally:
+            metrics.add_stages(self._stages)
+            metrics.received_bytes.add(self._untold, (exchange.protocol,))
+        exchange.file_body_ended(body)
+
+    # --- in the body's thread -----------------------------------------------------------
+
+    def _take_all(self, body: FileBody) -> None:
+        buffer = BUFFERS.take()
+        started = perf_counter()
+        try:
+            entries = Entries(body, buffer)
+            while (entry := entries.next()) is not None:
+                self._take(entry, entries)
+                self._untold += entry.size
+                if self._untold >= _TOLD_AT:
+                    self._receiver.metrics.received_bytes.add(self._untold, (self._exchange.protocol,))
+                    self._untold = 0
+        finally:
+            BUFFERS.give(buffer)
+            stages = self._stages
+            stages.receive += perf_counter() - started - stages.hash - stages.write
+
+    def _take(self, entry: wire.Entry, entries: Entries) -> None:
+        earlier = self._earlier(entry.key)
+        if earlier is not None:
+            self._results.append(earlier)
+            return
+        try:
+            file = self._accept(entry)
+            self._staging.begin(file)
+        except TdxError as error:
+            self._results.append(error)
+            return
+        failed = self._stage(file, entries)
+        if failed is None:
+            self._kept.append(file.name)
+        else:
+            self._staging.drop()
+        self._results.append(failed)
+
+    def _earlier(self, key: str) -> Result | None:
+        """What became of the file when it came before. Raises why the whole has to end."""
+        if key in self._batch.keys:
+            return ProtocolError("the key of this entry is another one's of the same bundle")
+        waited = self._receiver.batches.claim(self._batch, key)
+        if waited or self._replay:
+            return self._receiver.store.receipt_by_key(self._batch.owner, key)
+        return None
+
+    def _accept(self, entry: wire.Entry) -> SmallFile:
+        if entry.size > self._most:
+            by = f" by rule `{self._grant.rule}`" if self._most == self._grant.max_file else ""
+            raise TooLarge(f"a file of {entry.size} bytes where at most {self._most} are taken{by}")
+        name = self._grant.place(check_name(entry.name))
+        return SmallFile(name, entry.size, entry.digest, entry.key, entry.mtime_ns, entry.mode)
+
+    def _stage(self, file: SmallFile, entries: Entries) -> TdxError | None:
+        """Write the content and compare its digest; why it cannot be kept. Raises what ends the body."""
+        stages, staging = self._stages, self._staging
+        failed: TdxError | None = None
+        digest = b""
+        hasher = None
+        for part in entries.content():
+            started = perf_counter()
+            if len(part) == file.size:
+                digest = digest_of(part)
+            else:
+                hasher = hasher or new_hasher()
+                hasher.update(part)
+            hashed = perf_counter()
+            stages.hash += hashed - started
+            if failed is None:
+                try:
+                    staging.write(part)
+                except TdxError as error:
+                    failed = error
+            stages.write += perf_counter() - hashed
+        if failed is not None:
+            return failed
+        if hasher is not None:
+            digest = hasher.digest()
+        elif not file.size:
+            digest = digest_of(b"")
+        if digest != file.digest:
+            self._receiver.metrics.digest_failures.add(1)
+            return digests_differ(ALGORITHM, file.digest)
+        started = perf_counter()
+        try:
+            staging.keep()
+        except TdxError as error:
+            return error
+        finally:
+            stages.write += perf_counter() - started
+        return None
+
+    # --- publishing ---------------------------------------------------------------------
+
+    def publish(self) -> Coroutine[object, object, list[Result]]:
+        """Publish what was staged, and end: what became of each entry. Forbidden where that is not
+        granted any more."""
+        self.publishing = True
+        return self._publish_permitted()
+
+    def end(self) -> None:
+        """Keep nothing that is not published. Blocks."""
+        self._staging.close()
+        self._receiver.batches.leave(self._batch)
+
+    async def _publish_permitted(self) -> list[Result]:
+        exchange, receiver = self._exchange, self._receiver
+        try:
+            await exchange.still_permitted()
+            if exchange.grant != self._grant:
+                # The policy was changed on the way.
+                for name in self._kept:
+                    exchange.grant.check_begun(name, self._conflict)
+        except BaseException:
+            await receiver.workers.on_disk(self.end)
+            raise
+        started = perf_counter()
+        published = iter(await receiver.workers.at_length(self._publish))
+        receiver.metrics.add_stages(Stages(sync=perf_counter() - started))
+        results = [next(published) if each is None else each for each in self._results]
+        self._count(results)
+        return results
+
+    def _publish(self) -> list[Result]:
+        quotas, owner, grant = self._receiver.sessions.quotas, self._batch.owner, self._exchange.grant
+        admitted: list[UploadId] = []
+        refusal: NoSpace | None = None
+
+        def admit(upload: UploadId, size: int) -> None:
+            nonlocal refusal
+            if refusal is not None:
+                # To be asked again for each would mean to look at every file of this owner each time.
+                raise refusal
+            try:
+                quotas.reserve(owner, upload, grant, size)
+            except NoSpace as error:
+                refusal = error
+                raise
+            admitted.append(upload)
+
+        try:
+            return self._staging.publish(admit)
+        finally:
+            for upload in admitted:
+                quotas.ended(owner, upload)
+            self.end()
+
+    def _count(self, results: list[Result]) -> None:
+        metrics, protocol = self._receiver.metrics, self._exchange.protocol
+        outcomes = Counter(each.outcome.value if isinstance(each, Receipt) else "failed" for each in results)
+        for outcome, count in outcomes.items():
+            metrics.uploads.add(count, (protocol, outcome))
+        for code, count in Counter(each.code for each in results if isinstance(each, TdxError)).items():
+            metrics.refused.add(count, (code,))
