@@ -162,6 +162,23 @@ def test_a_silent_mesh_does_not_keep_from_what_needs_none(tmp_path: Path) -> Non
         assert (link.remote.host, host) == ("127.0.0.1", f"localhost:{port_of(sock)}")
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="needs TCP_CONGESTION, which is Linux's")
+def test_what_goes_to_this_machine_is_not_paced(tmp_path: Path) -> None:
+    async def go(port: int) -> bytes:
+        workers = Workers(bodies=1)
+        identities = Identities([Vouching("local:1")], [])
+        dialer = Dialer(Peer("127.0.0.1", port), identities, TlsIdentities(tmp_path), workers)
+        connection = await dialer.dial()
+        try:
+            return connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        finally:
+            connection.close()
+            workers.close()
+
+    with listener("127.0.0.1") as sock:
+        assert asyncio.run(go(port_of(sock))) == b"reno"
+
+
 def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(UnknownPeer, match=r"no machine is called nobody\.invalid"):
         dial(Peer("nobody.invalid"), tmp_path, Meshing("mesh:nas", "mesh"))

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from support.datakit import tcp_pair, unix_pair
-from tdx.data.sockets import Patience, has_answer, readable, shut, to_loop, to_worker
+from tdx.data.sockets import Patience, has_answer, readable, shut, to_loop, to_worker, unpaced
 from tdx.errors import Stalled
 
 
@@ -31,6 +31,21 @@ def test_a_socket_given_back_to_the_loop_does_not_block() -> None:
         to_loop(near)
         assert near.gettimeout() == 0.0
         assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16) == bytes(16)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="needs TCP_CONGESTION, which is Linux's")
+def test_what_goes_to_this_machine_is_under_a_congestion_control_that_does_not_pace() -> None:
+    with socket.socket() as sock:
+        unpaced(sock)
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        assert name == b"reno"
+
+
+def test_a_socket_without_congestion_control_is_left_as_it_is() -> None:
+    with unix_pair() as (near, far):
+        unpaced(near)
+        near.send(b"x")
+        assert far.recv(1) == b"x"
 
 
 def test_shut_wakes_a_reader_that_is_blocked() -> None:

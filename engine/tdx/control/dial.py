@@ -14,9 +14,10 @@ from tdx.control.connection import Connection, endpoint_of, link_of
 from tdx.control.resolve import Peer, Resolver, Route
 from tdx.control.wire import PlainWire, TlsWire, failure
 from tdx.control.workers import Workers
-from tdx.data.sockets import readable
+from tdx.data.sockets import readable, unpaced
 from tdx.errors import Forbidden, Stalled, TdxError, UnknownPeer, Unreachable
 from tdx.identity.local import NAME as LOCAL
+from tdx.identity.local import is_address_of_this_machine
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
 from tdx.identity.trust import Trusted
@@ -110,6 +111,8 @@ class Dialer:
     async def _connect(self, sock: socket.socket, route: Route) -> None:
         loop = asyncio.get_running_loop()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if is_address_of_this_machine(endpoint_of(route.address).host):
+            unpaced(sock)
         started = loop.time()
         await connect(sock, route, self._patience)
         self.round_trip = min(self.round_trip, loop.time() - started)

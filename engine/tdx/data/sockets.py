@@ -44,6 +44,17 @@ def _set_timeouts(sock: socket.socket, seconds: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
+def unpaced(sock: socket.socket) -> None:
+    """Let nothing but the receiver's window hold back what ``sock``, which is not yet connected, will send
+    to this very machine (docs/decisions/001-pumps.md).
+
+    A congestion control that paces (BBR) sets a timer for every few packets, for a link that is none.
+    Reno does not, and is in every kernel. Elsewhere the choice stays the system's.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
 def shut(sock: socket.socket) -> None:
     """Shut both directions: wakes whoever is blocked on ``sock``, which close() would not.
 
