@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The programs that tests call, each with the package that has it.
 NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
-	sshd:openssh-server ssh:openssh-client scp:openssh-client
+	sshd:openssh-server ssh:openssh-client scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone
 
 # A real tailnet for the tests. These are the newest that go 1.26 builds.
 GO ?= go
@@ -16,15 +16,20 @@ TAILSCALE_FEATURES := dns,health,ipnbus,netstack,osrouter,taildrop,unixsocketide
 TEST_CACHE := $(or $(TDX_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tdx-test)
 TAILNET := $(TEST_CACHE)/bin
 
+# What the benchmarks compare with and Debian does not have.
+CROC := v10.7.0
+PEERS := $(TEST_CACHE)/peers
+
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check test-deps test-tailnet perf lock clean
+.PHONY: help demo test check test-deps test-tailnet perf-deps perf lock clean
 
 help:
 	@echo 'make demo          push 3 GiB, kill it halfway, resume it, compare  (DEMO_FLAGS="--size 100M")'
 	@echo 'make test          style, types, imports and tests                  (TEST_FLAGS="-k names")'
-	@echo 'make test-deps     install the programs that tests call (root), and test-tailnet where there is go'
+	@echo 'make test-deps     install the programs that tests call (root); where there is go, test-tailnet too'
 	@echo 'make test-tailnet  build the programs of a real tailnet into $(TAILNET)'
+	@echo 'make perf-deps     the programs that the benchmarks compare with: the same'
 	@echo 'make perf          the benchmarks                                   (PERF_FLAGS=...)'
 	@echo 'make lock          resolve requirements/ again (needs uv)'
 	@echo 'make clean         remove what make and the tests made'
@@ -50,10 +55,26 @@ test-deps:
 	done; \
 	if [ -z "$$missing" ]; then echo 'test-deps: nothing to install ($(foreach each,$(NEEDED),$(firstword $(subst :, ,$(each)))) are here)'; \
 	elif [ "$$(id -u)" != 0 ]; then echo "test-deps: missing$$missing; run 'make test-deps' as root" >&2; exit 1; \
-	else apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $$packages; fi
-	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet; \
-	else echo 'test-deps: there is no go; the tests with a real tailnet will be skipped'; fi
+	else $(unstarted); apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $$packages && \
+		$(disabled); fi
+	@$(MAKE) --no-print-directory $(PEERS)/.made
+	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC); \
+	else echo 'test-deps: there is no go; the tests with a real tailnet and with croc will be skipped'; fi
+
+# The benchmarks compare with what the tests call, and no more.
+perf-deps: test-deps
+
+# No server of these packages is to run: neither now, where nobody has forbidden it already (invoke-rc.d(8)
+# asks policy-rc.d), nor when the machine starts, unless it was there before.
+define unstarted
+policy=/usr/sbin/policy-rc.d; new=; \
+	for each in $$missing; do case $$each in nginx | rsync) new="$$new $$each" ;; sshd) new="$$new ssh" ;; esac; done; \
+	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; fi
+endef
+define disabled
+{ [ -z "$$new" ] || ! command -v systemctl >/dev/null || systemctl disable --quiet $$new; }
+endef
 
 test-tailnet: $(TAILNET)/.tailscale-$(TAILSCALE) $(TAILNET)/.headscale-$(HEADSCALE)
 	@echo 'test-tailnet: tailscale $(TAILSCALE) and headscale $(HEADSCALE) are in $(TAILNET)'
@@ -83,6 +104,17 @@ $(TAILNET)/.headscale-$(HEADSCALE):
 	$$build -ldflags '-s -w' ./cmd/headscale; \
 	rm -f $(@D)/.headscale-*; mv "$$new"/* $(@D)/; touch $@
 
+$(TAILNET)/.croc-$(CROC):
+	$(call module,github.com/schollz/croc/v10,$(CROC)); \
+	$$build -ldflags '-s -w' .; \
+	rm -f $(@D)/.croc-*; mv "$$new"/* $(@D)/; touch $@
+
+$(PEERS)/.made: requirements/peers.txt
+	@rm -rf $(@D); mkdir -p $(@D)
+	@$(PYTHON) -m venv $(@D) || { echo 'no virtual environment: apt-get install python3-venv' >&2; exit 1; }
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/peers.txt
+	@touch $@
+
 perf: $(VENV)/.perf $(VENV)/.package
 	$(BIN)/python -m perf $(PERF_FLAGS)
 
@@ -93,6 +125,7 @@ lock:
 	$(UV) $(COMPILE) pyproject.toml --extra test --extra perf --group build -o requirements/test.txt
 	$(UV) $(COMPILE) pyproject.toml -c requirements/test.txt -o requirements/run.txt
 	$(UV) $(COMPILE) pyproject.toml --extra perf -c requirements/test.txt -o requirements/perf.txt
+	echo copyparty | $(UV) $(COMPILE) - -o requirements/peers.txt
 	$(UV) $(COMPILE) --group build -c requirements/test.txt -o requirements/build.txt
 
 clean:
