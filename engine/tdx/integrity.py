@@ -25,6 +25,8 @@ MAX_EXTENTS: Final = 1 << 20
 UNKNOWN_LENGTH_EXTENT: Final = 16 * MIB
 EXTENTS_AIMED_AT: Final = 1024
 DIGEST_SIZE: Final = 16
+PART: Final = 256 << 10
+"""An extent may travel in parts, over several connections at once: each begins on a multiple of this."""
 BUFFER_FOR_HASHING: Final = MIB
 """Reads that feed a hasher: well above the 64 KiB under which xxhash keeps the GIL."""
 ALGORITHM: Final = "xxh3-128"

@@ -15,7 +15,7 @@ def test_hello_says_who_this_is_what_it_takes_and_who_is_asking(receiver: Runnin
     document = answer.document
     assert document["name"] == "tdx"
     assert isinstance(document["version"], str)
-    assert document["limits"] == {"streams_per_upload": 16, "max_file": None}
+    assert document["limits"] == {"streams_per_upload": 64, "max_file": None}
     assert isinstance(document["free_bytes"], int)
     assert document["free_bytes"] > 0
     you = document["you"]

@@ -32,7 +32,8 @@ def test_creating_says_all_that_a_sender_needs(receiver: RunningReceiver) -> Non
         "epoch": 1,
         "extent_size": EXTENT,
         "held": [],
-        "streams": 16,
+        "part": 256 << 10,
+        "streams": 64,
         "existing": False,
         "resumed": False,
         "unchanged": False,
@@ -139,7 +140,7 @@ class TestRanges:
 
     @pytest.mark.parametrize(
         ("start", "end"),
-        [(1, EXTENT), (0, EXTENT - 1), (EXTENT, 2 * EXTENT + 1), (EXTENT // 2, EXTENT)],
+        [(1, EXTENT), (0, EXTENT - 1), (EXTENT, 2 * EXTENT + 1), (EXTENT // 2, 2 * EXTENT)],
     )
     def test_a_range_off_the_extents_boundaries_is_refused(
         self, receiver: RunningReceiver, start: int, end: int

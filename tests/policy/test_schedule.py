@@ -157,6 +157,85 @@ def test_streams_end_together() -> None:
     assert ended <= 1024 * X / sum(rates) * 1.02 + X / min(rates)
 
 
+P = X // 16
+
+
+def test_where_a_share_is_less_than_an_extent_streams_get_parts_of_it() -> None:
+    scheduler = StreamScheduler(all_of(2 * X), X, 2 * X, 4, part=P)
+    assert scheduler.next_run(0, 0.0) == Span(0, 4 * P)
+    assert scheduler.next_run(1, 0.0) == Span(4 * P, 7 * P)
+    assert scheduler.next_run(2, 0.0) == Span(7 * P, 10 * P)
+
+
+def test_a_part_ends_with_its_extent_and_whole_extents_begin_on_one() -> None:
+    scheduler = StreamScheduler(all_of(100 * X), X, 100 * X, 1, part=P, run_limit=X + X // 2)
+    assert scheduler.next_run(0, 0.0) == Span(0, X)
+    scheduler.failed(0, 0.0)
+    few = StreamScheduler(all_of(3 * X), X, 3 * X, 1, part=P, run_limit=12 * P)
+    assert [few.next_run(stream, 0.0) for stream in range(3)] == [
+        Span(0, 12 * P),
+        Span(12 * P, 16 * P),
+        Span(X, X + 12 * P),
+    ]
+
+
+def test_a_part_that_failed_comes_back_and_joins_what_waits_beside_it() -> None:
+    scheduler = StreamScheduler(all_of(4 * X), X, 4 * X, 1, part=P, run_limit=4 * P)
+    scheduler.next_run(0, 0.0)
+    scheduler.failed(0, 1.0, RangeSet())
+    scheduler.streams = 1
+    assert scheduler.next_run(0, 1.0) == Span(0, 4 * P)
+
+
+def test_a_part_takes_so_long_that_it_is_worth_a_request() -> None:
+    scheduler = StreamScheduler(all_of(2 * X), X, 2 * X, 8, part=P, least_seconds=0.5)
+    assert scheduler.next_run(0, 0.0) == Span(0, 2 * P)
+    scheduler.acknowledged(0, 2 * P / (12 * P))
+    assert scheduler.next_run(0, 1.0) == Span(2 * P, 8 * P)
+
+
+def last_byte_at(part: int | None, streams: int, extents: int) -> float:
+    """When everything has arrived over ``streams`` that carry an extent in 8 seconds each, as lossy links
+    make them, and lose a tenth of a second with each request."""
+    length = extents * X
+    scheduler = StreamScheduler(
+        all_of(length), X, length, streams, part=part, run_seconds=4.0, least_seconds=0.4
+    )
+    free: list[tuple[float, int]] = [(0.0, stream) for stream in range(streams)]
+    ended = 0.0
+    started: set[int] = set()
+    while free:
+        now, stream = min(free)
+        free.remove((now, stream))
+        if stream in started:
+            scheduler.acknowledged(stream, now)
+            ended = max(ended, now)
+        run = scheduler.next_run(stream, now)
+        if run is not None:
+            started.add(stream)
+            free.append((now + 0.1 + len(run) / X * 8.0, stream))
+    assert scheduler.idle()
+    return ended
+
+
+def test_parts_let_slow_streams_end_together() -> None:
+    best = 64 * 8.0 / 24
+    assert last_byte_at(P, 24, 64) < best * 1.1
+    assert last_byte_at(None, 24, 64) > best * 1.1
+
+
+def test_a_cautious_run_is_at_most_twice_as_long_as_the_last_one() -> None:
+    scheduler = StreamScheduler(all_of(1000 * X), X, 1000 * X, 8, part=P, run_seconds=4.0, cautious=True)
+    lengths: list[int] = []
+    for turn in range(7):
+        run = scheduler.next_run(0, float(turn))
+        assert run is not None
+        lengths.append(len(run))
+        scheduler.acknowledged(0, turn + 0.01)
+    # The fourth is only what is left of the first extent.
+    assert lengths == [2 * P, 4 * P, 8 * P, 2 * P, 2 * X, 4 * X, 8 * X]
+
+
 Step = tuple[str, int, int]
 
 
@@ -170,10 +249,16 @@ def shared(ranges: RangeSet, run: Span) -> bool:
     st.lists(st.tuples(st.integers(0, 320), st.integers(1, 60)), max_size=5),
     st.integers(1, 5),
     st.integers(1, 100),
+    st.sampled_from([None, 1, 2, 4]),
     st.lists(st.tuples(st.sampled_from("naf"), st.integers(0, 4), st.integers(0, 320)), max_size=80),
 )
 def test_every_missing_byte_is_handed_out_once_and_no_extent_twice_at_once(
-    length: int, gaps: list[tuple[int, int]], streams: int, run_limit: int, steps: list[Step]
+    length: int,
+    gaps: list[tuple[int, int]],
+    streams: int,
+    run_limit: int,
+    part: int | None,
+    steps: list[Step],
 ) -> None:
     extent = 8
     missing = (
@@ -181,19 +266,26 @@ def test_every_missing_byte_is_handed_out_once_and_no_extent_twice_at_once(
         if gaps
         else all_of(length)
     )
-    scheduler = StreamScheduler(missing, extent, length, streams, run_limit=run_limit)
+    scheduler = StreamScheduler(missing, extent, length, streams, part=part, run_limit=run_limit)
     running: dict[int, Span] = {}
     delivered = RangeSet()
     now = 0.0
+
+    wanted = RangeSet(
+        Span(span.start // extent * extent, min(-(-span.end // extent) * extent, length)) for span in missing
+    )
 
     def step(action: str, stream: int, cut: int) -> None:
         if action == "n" and stream not in running:
             run = scheduler.next_run(stream, now)
             if run is not None:
-                assert run.start % extent == 0
-                assert run.end % extent == 0 or run.end == length
-                assert len(run) <= max(run_limit, extent)
-                assert shared(missing, run)
+                assert run.start % (part or extent) == 0
+                assert run.end % (part or extent) == 0 or run.end == length
+                inside_one = run.start // extent == (run.end - 1) // extent
+                whole = run.start % extent == 0 and (run.end % extent == 0 or run.end == length)
+                assert whole or (inside_one and part is not None)
+                assert len(run) <= max(run_limit, part or extent)
+                assert shared(wanted, run)
                 assert not shared(delivered, run)
                 assert not any(run.start < other.end and other.start < run.end for other in running.values())
                 running[stream] = run
@@ -203,7 +295,7 @@ def test_every_missing_byte_is_handed_out_once_and_no_extent_twice_at_once(
         elif action == "f" and stream in running:
             run = running.pop(stream)
             held = min(run.end, run.start + cut)
-            kept = held if held == run.end else held // extent * extent
+            kept = held if held >= run.end else held // extent * extent
             scheduler.failed(stream, now, RangeSet([Span(0, held)]) if held else None)
             if held and kept > run.start:
                 delivered.add(Span(run.start, kept))
@@ -211,11 +303,7 @@ def test_every_missing_byte_is_handed_out_once_and_no_extent_twice_at_once(
     for action, stream, cut in steps:
         now += 0.25
         step(action, stream, cut)
-        whole = RangeSet(
-            Span(span.start // extent * extent, min(-(-span.end // extent) * extent, length))
-            for span in missing
-        )
-        assert scheduler.idle() == (delivered == whole)
+        assert scheduler.idle() == (delivered == wanted)
     for stream in list(running):
         step("a", stream, 0)
     while not scheduler.idle():
@@ -225,11 +313,13 @@ def test_every_missing_byte_is_handed_out_once_and_no_extent_twice_at_once(
         assert delivered.covers(span)
 
 
-def run_link(rate_of: Callable[[int, float], float], limit: int, seconds: float) -> list[int]:
+def run_link(
+    rate_of: Callable[[int, float], float], limit: int, seconds: float, *, several: bool = False
+) -> list[int]:
     """The number of streams wanted over time, on a link of which ``rate_of(streams, now)``
     says how fast it is."""
-    count = StreamCount(limit)
-    now, sent, seen = 0.0, 0.0, [1]
+    count = StreamCount(limit, several=several)
+    now, sent, seen = 0.0, 0.0, [count.wanted]
     while now < seconds:
         wanted = count.observe(int(sent), now)
         if wanted != seen[-1]:
@@ -271,3 +361,20 @@ def test_one_stream_allowed_is_one_stream_used() -> None:
 
 def test_a_link_that_stands_still_is_not_given_more_streams() -> None:
     assert run_link(lambda *_: 0.0, 8, 60.0) == [1]
+
+
+class TestSeveral:
+    def test_it_begins_with_several_and_takes_as_many_as_add_up(self) -> None:
+        assert run_link(lambda streams, _: streams * 1e6, 64, 60.0, several=True) == [8, 16, 32, 64]
+
+    def test_it_begins_with_no_more_than_are_allowed(self) -> None:
+        assert run_link(lambda streams, _: streams * 1e6, 4, 60.0, several=True) == [4]
+
+    def test_more_that_gain_nothing_are_kept_but_no_further_ones_tried(self) -> None:
+        assert run_link(lambda *_: 1e7, 64, 25.0, several=True) == [8, 16]
+
+    def test_streams_that_slow_down_get_help_before_the_rest_is_over(self) -> None:
+        def link(streams: int, now: float) -> float:
+            return min(1e8, streams * (1e7 if now < 8.0 else 2e6))
+
+        assert run_link(link, 64, 25.0, several=True) == [8, 16, 32, 64]

@@ -99,6 +99,11 @@ class Client:
         """Seconds to the peer and back, as its connections were made."""
         return self._dialer.round_trip
 
+    @property
+    def congestion_control(self) -> str:
+        """What the kernel uses on the way there; empty where it does not tell."""
+        return self._dialer.congestion_control
+
     async def request(self, method: str, target: str, fields: Fields = (), body: bytes = b"") -> Answer:
         """One exchange with a body that is at hand. A status of 400 and more raises what
         the problem document says."""
@@ -107,7 +112,8 @@ class Client:
             await connection.send(head + body, self.stall_timeout)
             return True
 
-        return await self._exchange(method, target, [*fields, ("Content-Length", str(len(body)))], write)
+        sized = [*fields, ("Content-Length", str(len(body)))]
+        return await self._exchange(method, target, sized, write, brief=not body)
 
     async def hello(self) -> Answer:
         """What the peer says of itself, as :meth:`request`. It is short and comes at once, or not at
@@ -117,7 +123,7 @@ class Client:
             await connection.send(head, self.stall_timeout)
             return True
 
-        return await self._exchange("GET", HELLO, [("Content-Length", "0")], write, hello=True)
+        return await self._exchange("GET", HELLO, [("Content-Length", "0")], write, brief=True, hello=True)
 
     async def upload(
         self,
@@ -175,11 +181,12 @@ class Client:
         fields: Fields,
         write: Callable[[Connection, bytes], Awaitable[bool]],
         *,
+        brief: bool = False,
         hello: bool = False,
     ) -> Answer:
         """``write(connection, head)`` writes the request and says whether it wrote all of it:
-        only then can the connection carry another."""
-        connection = await self._connection()
+        only then can the connection carry another. ``brief``: it is a head and no more."""
+        connection = await (self._pool.acquire() if brief else self._connection())
         reusable = False
         try:
             head = format_request(method, target, [("Host", connection.authority), *fields])
@@ -189,6 +196,7 @@ class Client:
             else:
                 answer, keep_alive = await self._read_answer(connection, to_head=method == "HEAD")
             reusable = written and keep_alive
+            connection.answered = True
         finally:
             if reusable:
                 self._pool.release(connection)

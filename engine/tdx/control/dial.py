@@ -56,6 +56,8 @@ class Dialer:
         self._workers = workers
         self.round_trip = math.inf
         """Seconds that the quickest connection took to be made: one round trip and little more."""
+        self.congestion_control = ""
+        """What the kernel uses on the way to the peer, as the newest connection says."""
 
     async def dial(self) -> Connection:
         """A connection on which a file may be sent.
@@ -116,6 +118,7 @@ class Dialer:
         started = loop.time()
         await connect(sock, route, self._patience)
         self.round_trip = min(self.round_trip, loop.time() - started)
+        self.congestion_control = congestion_control(sock)
 
     async def _secure(self, sock: socket.socket, route: Route, trusted: Trusted) -> Connection:
         """TLS with that one device. Its own refusal of this one shows at the first read only."""
@@ -187,6 +190,14 @@ async def connect(sock: socket.socket, route: Route, timeout: float = CONNECT_TI
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, route.interface.encode() + b"\0")
     async with asyncio.timeout(timeout):
         await asyncio.get_running_loop().sock_connect(sock, route.address)
+
+
+def congestion_control(sock: socket.socket) -> str:
+    """The name of a connection's congestion control; empty where the system does not tell (tcp(7))."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+    except (OSError, AttributeError):
+        return ""
 
 
 def reason_of(error: OSError) -> str:

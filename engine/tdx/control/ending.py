@@ -9,7 +9,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from tdx.control.messages import digests_differ
-from tdx.control.session import Session, hash_stored
+from tdx.control.session import Session
+from tdx.control.stored import hash_stored
 from tdx.errors import (
     Exists,
     ExtentsDiffer,

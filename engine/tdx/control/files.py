@@ -21,7 +21,7 @@ from tdx.errors import (
     ProtocolError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, MAX_EXTENT, MAX_EXTENTS, extent_size_for, extents_of
+from tdx.integrity import ALGORITHM, MAX_EXTENT, MAX_EXTENTS, PART, extent_size_for
 from tdx.model import Conflict, FileName, Outcome, Receipt, UploadSpec
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
@@ -245,7 +245,7 @@ async def _put_part(
         session = found
     with session.in_use(), _precondition(exchange):
         await receiver.sessions.admit(session, exchange.grant)
-        await session.cut_off_silent(extents_of(span, session.upload.spec.extent_size))
+        await session.cut_off_silent(span)
         await session.receive_onward(exchange, span.start)
         if session.offset < length:
             return Response(202, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0")])
@@ -322,6 +322,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         "epoch": session.upload.epoch,
         "extent_size": session.upload.spec.extent_size,
         "held": [[span.start, span.end] for span in session.upload.held],
+        "part": PART,
         "streams": receiver.limits.streams_per_upload,
         "existing": same_size,
         "resumed": earlier is not None,

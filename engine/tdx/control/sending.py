@@ -22,22 +22,33 @@ from tdx.policy.schedule import StreamCount, StreamScheduler
 from tdx.proto.fields import ContentRange, format_content_range
 from tdx.ranges import RangeSet
 
-MOST_STREAMS: Final = 32
+MOST_STREAMS: Final = 64
 NEAR_SECONDS: Final = 0.002
 """A round trip under which one connection keeps any link full (docs/decisions/004-streams.md)."""
 
+FAR_SECONDS: Final = 0.005
+"""A round trip from which on it takes too long to find out with one stream whether more are better."""
+
 OBSERVE_SECONDS: Final = 0.25
+MINDS_NO_LOSS: Final = "bbr"
+"""A congestion control (all its versions begin so) with which one stream fills a link that loses packets."""
+
 RUN_SECONDS: Final = 4.0
 """About how long a run takes while the number of streams is being found out."""
+
+PART_ROUND_TRIPS: Final = 4.0
+"""How long a part of an extent takes at least: one of them goes by with nothing on its way."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """What the receiver said when it opened the upload. ``streams`` is its limit."""
+    """What the receiver said when it opened the upload. ``streams`` is its limit; an extent may travel
+    in pieces that begin on a multiple of ``part``."""
 
     id: UploadId
     epoch: int
     extent_size: int
+    part: int
     length: int | None
     held: RangeSet
     streams: int
@@ -59,13 +70,14 @@ class OpenUpload:
         upload, epoch, size, streams = (
             document.get(key) for key in ("id", "epoch", "extent_size", "streams")
         )
-        held = document.get("held")
+        held, part = document.get("held"), document.get("part")
         if not (isinstance(upload, str) and isinstance(epoch, int) and isinstance(size, int)):
             raise ProtocolError("the peer's answer names no upload; is it a tdx receiver?")
         return cls(
             id=UploadId(upload),
             epoch=epoch,
             extent_size=size,
+            part=part if isinstance(part, int) and part > 0 and size % part == 0 else size,
             length=length,
             held=parse_held(held),
             streams=streams if isinstance(streams, int) and streams > 0 else 1,
@@ -92,10 +104,11 @@ def parse_held(value: object) -> RangeSet:
 class Sending:
     """Sends what the scheduler hands out until every extent has been acknowledged.
 
-    ``streams`` None uses one where the peer is near, and elsewhere starts with one and
-    adds more while the measured rate grows.
+    ``streams`` None uses one where the peer is near, and elsewhere starts with one, or with several
+    where it is far and a lost packet slows a stream down, and adds more while the measured rate grows.
     ``recorder()`` is called as each run begins; what it returns gets the digest of each
-    extent of that run, from the bytes that were sent, in a pump's thread.
+    extent of that run, from the bytes that were sent, in a pump's thread. An extent that went in
+    parts is not reported.
     """
 
     def __init__(
@@ -115,7 +128,12 @@ class Sending:
         self._source = source
         self._pump = pump
         self._tally = tally
-        self._fixed = 1 if streams is None and client.round_trip < NEAR_SECONDS else streams
+        self._round_trip = client.round_trip
+        self._near = client.round_trip < NEAR_SECONDS
+        self._several = client.round_trip >= FAR_SECONDS and not client.congestion_control.startswith(
+            MINDS_NO_LOSS
+        )
+        self._fixed = 1 if streams is None and self._near else streams
         self._pace = pace
         self._recorder = recorder
         self._changed = asyncio.Event()
@@ -127,19 +145,23 @@ class Sending:
     async def send(self, missing: RangeSet) -> None:
         """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
         most = min(self._fixed or MOST_STREAMS, MOST_STREAMS, self._upload.streams)
-        self._wanted = most if self._fixed is not None else 1
+        count = StreamCount(most, several=self._several)
+        self._wanted = most if self._fixed is not None else count.wanted
         scheduler = StreamScheduler(
             missing,
             self._upload.extent_size,
             self._upload.length,
             self._wanted,
+            part=None if self._near else self._upload.part,
             run_seconds=RUN_SECONDS if self._fixed is None else None,
+            least_seconds=0.0 if self._near else PART_ROUND_TRIPS * self._round_trip,
+            cautious=self._fixed is None and self._several,
         )
         try:
             async with asyncio.TaskGroup() as group:
                 self._start_streams(group, scheduler)
                 if self._fixed is None:
-                    await self._widen(group, scheduler, StreamCount(most))
+                    await self._widen(group, scheduler, count)
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
 
@@ -186,8 +208,14 @@ class Sending:
 
     async def _send_run(self, span: Span) -> None:
         cancel = Cancel()
-        hooks = SendHooks(sent=self._tally.add_sent, hashed=self._recorder(), pace=self._pace.wait_for)
-        extents = list(cut(span, self._upload.extent_size))
+        size, record = self._upload.extent_size, self._recorder()
+
+        def hashed(sent: Span, digest: bytes) -> None:
+            if sent.start % size == 0 and (len(sent) == size or sent.end == self._upload.length):
+                record(sent, digest)
+
+        hooks = SendHooks(sent=self._tally.add_sent, hashed=hashed, pace=self._pace.wait_for)
+        extents = list(cut(span, size))
         answer, ours = await self._client.upload(
             "PUT",
             self._upload.target,

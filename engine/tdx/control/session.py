@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tdx.control.messages import Exchange, FileBody, digests_differ
+from tdx.control.parts import Parts, overlap
 from tdx.control.quotas import Quotas
+from tdx.control.stored import hash_stored
 from tdx.control.workers import Workers
 from tdx.data.port import Cancel, ReceiveHooks, Slot
 from tdx.data.probe import choose_receive
@@ -25,7 +27,15 @@ from tdx.errors import (
     TdxError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, MAX_EXTENTS, Hasher, cut, extents_of, new_hasher
+from tdx.integrity import (
+    ALGORITHM,
+    MAX_EXTENTS,
+    Hasher,
+    cut,
+    extent_span,
+    extents_of,
+    new_hasher,
+)
 from tdx.metrics import Metrics
 from tdx.model import Owner, Span, Stages, UploadId
 from tdx.policy.admission import Limits
@@ -49,7 +59,7 @@ class Writer:
     """A body that is being received, and how to stop it. ``body`` is there once it is read."""
 
     exchange: Exchange
-    extents: range
+    span: Span
     in_order: bool
     cancel: Cancel = field(default_factory=Cancel)
     body: FileBody | None = None
@@ -100,6 +110,7 @@ class Session:
         self._users = 0
         self._rechecking: asyncio.Task[None] | None = None
         self._leases = Leases()
+        self._parts = Parts()
         self._writers: dict[int, Writer] = {}
         self._numbers = itertools.count(1)
 
@@ -149,6 +160,7 @@ class Session:
         self.started = asyncio.get_running_loop().time()
         self.received = 0
         self.compared = False
+        self._parts.forget()
 
     def touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
@@ -171,15 +183,27 @@ class Session:
         ``expected`` is the sender's digest of a run of one extent (RFC 9530): bytes that
         do not fit it are not recorded.
         """
-        size = self.upload.spec.extent_size
-        extents = extents_of(span, size)
-        with self._writing(exchange, extents, in_order=False) as writer:
-            # Beginnings of extents that appends left are about to be written over.
-            if stale := [index for index in self.upload.tails if index in extents]:
-                await self.workers.on_disk(self.upload.invalidate, stale)
-            held = self.upload.digests
-            slots = (Slot(part, keep=part.start // size not in held) for part in cut(span, size))
-            return await self._receive(writer, slots, expected=expected)
+        extents = extents_of(span, self.upload.spec.extent_size)
+        with self._writing(exchange, span, in_order=False) as writer:
+            self._parts.forget(extents)
+            return await self._receive_kept(writer, extents, expected)
+
+    async def receive_part(self, exchange: Exchange, span: Span, expected: bytes | None) -> Received:
+        """Receive a part of one extent, which is recorded, with the digest of what is stored, once all its
+        parts are there. ``expected`` as for :meth:`receive_extents`, of the part."""
+        index = span.start // self.upload.spec.extent_size
+        with self._writing(exchange, span, in_order=False, part_of=index) as writer:
+            return await self._receive_kept(writer, range(index, index + 1), expected, part_of=index)
+
+    async def _receive_kept(
+        self, writer: Writer, extents: range, expected: bytes | None, part_of: int | None = None
+    ) -> Received:
+        # Beginnings of extents that appends left are about to be written over.
+        if stale := [index for index in self.upload.tails if index in extents]:
+            await self.workers.on_disk(self.upload.invalidate, stale)
+        held, size = self.upload.digests, self.upload.spec.extent_size
+        slots = (Slot(part, keep=part.start // size not in held) for part in cut(writer.span, size))
+        return await self._receive(writer, slots, expected=expected, part_of=part_of)
 
     async def receive_onward(self, exchange: Exchange, start: int) -> Received:
         """Receive from offset ``start``, which must be where the upload ends so far, to the
@@ -196,7 +220,8 @@ class Session:
         if length is not None and end > MAX_EXTENTS * size:
             raise TooLarge(f"a file of more than {MAX_EXTENTS * size} bytes")
         span = Span(start, end)
-        with self._writing(exchange, extents_of(span, size), in_order=True) as writer:
+        with self._writing(exchange, span, in_order=True) as writer:
+            self._parts.forget(extents_of(span, size))
             carried = await self.workers.on_disk(self._restore_hasher, start) if start % size else None
             held = self.upload.digests
             spans = cut(span, size)
@@ -230,28 +255,37 @@ class Session:
         return hasher
 
     @contextlib.contextmanager
-    def _writing(self, exchange: Exchange, extents: range, *, in_order: bool) -> Generator[Writer]:
-        """Register a body: what it may write is its own until the block ends. Nothing is awaited
-        between the caller's checks and the lease."""
+    def _writing(
+        self, exchange: Exchange, span: Span, *, in_order: bool, part_of: int | None = None
+    ) -> Generator[Writer]:
+        """Register a body: what it may write is its own until the block ends, and an extent that it is a
+        part of is for other parts only. Nothing is awaited between the caller's checks and the lease."""
         self.machine.handle(UploadEvent.BODY)
         if len(self._writers) >= exchange.limits.streams_per_upload:
             raise Busy(f"this upload has {len(self._writers)} streams already")
         number = next(self._numbers)
-        self._leases.take(number, extents)
-        writer = self._writers[number] = Writer(exchange, extents, in_order)
+        # The parts of an extent hold its lease together.
+        holder = number if part_of is None else -1 - part_of
+        self._leases.take(holder, extents_of(span, self.upload.spec.extent_size))
+        if part_of is not None:
+            self._parts.begin(part_of, span)
+        writer = self._writers[number] = Writer(exchange, span, in_order)
         try:
             yield writer
         finally:
-            self._leases.release(number)
+            if part_of is None or self._parts.end(part_of, span):
+                self._leases.release(holder)
             del self._writers[number]
             if not self._writers:
                 self._quotas.settle(self.upload)
             writer.finished.set()
             self.touch()
 
-    async def _receive(self, writer: Writer, slots: Iterator[Slot], *, expected: bytes | None) -> Received:
+    async def _receive(
+        self, writer: Writer, slots: Iterator[Slot], *, expected: bytes | None, part_of: int | None = None
+    ) -> Received:
         exchange, cancel, received = writer.exchange, writer.cancel, Received()
-        hooks = self._hooks(received, expected, exchange, in_order=writer.in_order)
+        hooks = self._hooks(received, expected, exchange, in_order=writer.in_order, part_of=part_of)
         body = writer.body = await exchange.file_body(cancel)
         pump = choose_receive(self._pump, self.upload, body)
         try:
@@ -265,7 +299,13 @@ class Session:
         return received
 
     def _hooks(
-        self, received: Received, expected: bytes | None, exchange: Exchange, *, in_order: bool
+        self,
+        received: Received,
+        expected: bytes | None,
+        exchange: Exchange,
+        *,
+        in_order: bool,
+        part_of: int | None,
     ) -> ReceiveHooks:
         size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
         protocol, grant, quotas = (self.protocol,), exchange.grant, self._quotas
@@ -290,7 +330,13 @@ class Session:
                 raise digests_differ(ALGORITHM, expected)
             if span.end > most:
                 raise TooLarge(f"a file of more than {most} bytes")
-            upload.record(Piece(Span(index * size, span.end), digest))
+            if part_of is None:
+                upload.record(Piece(Span(index * size, span.end), digest))
+            elif self._parts.wrote(index, span, whole := extent_span(index, upload.spec.length, size)):
+                # Nobody writes there any more: a part that came again would have begun anew.
+                hasher = new_hasher()
+                hash_stored(upload, whole, hasher)
+                upload.record(Piece(whole, hasher.digest()))
 
         def broke_off(span: Span, digest: bytes) -> None:
             if in_order:
@@ -303,13 +349,14 @@ class Session:
             discarded=discarded,
         )
 
-    async def cut_off_silent(self, extents: range) -> None:
-        """Stop the writers of these extents from which nothing comes any more: a connection
+    async def cut_off_silent(self, span: Span) -> None:
+        """Stop the writers of these bytes from which nothing comes any more: a connection
         that died without a word must not keep its sender's next one waiting."""
         reason = ConnectionLost("nothing came on this connection, and its sender has opened another")
         for writer in list(self._writers.values()):
-            overlaps = max(writer.extents.start, extents.start) < min(writer.extents.stop, extents.stop)
-            if overlaps and writer.body is not None and writer.body.silent_for >= SILENT_SECONDS:
+            if not overlap(writer.span, span) or writer.body is None:
+                continue
+            if writer.body.silent_for >= SILENT_SECONDS:
                 writer.cancel.set(reason)
                 shut(writer.exchange.connection.sock)
                 await writer.finished.wait()
@@ -343,16 +390,3 @@ class Session:
 def largest_file(limits: Limits, grant: Grant, most: int) -> int:
     """Bytes of the largest file that this receiver takes under this grant, no more than ``most``."""
     return min(each for each in (limits.max_file, grant.max_file, most) if each is not None)
-
-
-def hash_stored(upload: Upload, span: Span, hasher: Hasher) -> None:
-    """Feed the stored bytes of ``span`` to ``hasher``."""
-    buffer = memoryview(bytearray(min(BUFFER_FOR_HASHING, len(span))))
-    at = span.start
-    while at < span.end:
-        part = buffer[: min(len(buffer), span.end - at)]
-        n = upload.read_at(part, at)
-        if n == 0:
-            raise ProtocolError("stored bytes are missing")
-        hasher.update(part[:n])
-        at += n

@@ -19,7 +19,7 @@ from tdx.errors import (
     TooLarge,
     VerificationFailed,
 )
-from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, extents_of
+from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, PART, extents_of
 from tdx.model import Receipt, Span, UploadId
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
@@ -51,9 +51,10 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
         raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
     digest = _digest_of_one(session, exchange, span)
     await receiver.sessions.admit(session, exchange.grant)
-    await session.cut_off_silent(extents_of(span, session.upload.spec.extent_size))
+    await session.cut_off_silent(span)
     session = await _session(receiver, exchange, upload)
-    received = await session.receive_extents(exchange, span, digest)
+    receive = session.receive_extents if _is_whole(session, span) else session.receive_part
+    received = await receive(exchange, span, digest)
     return json_response(
         200,
         {
@@ -70,12 +71,24 @@ def _checked_span(session: Session, wanted: fields.ContentRange) -> Span:
         raise RangeNotSatisfiable(f"the range ends at {span.end}, the upload at {length}")
     if span.end > MAX_EXTENTS * size:
         raise TooLarge(f"the range ends at {span.end}; a file has at most {MAX_EXTENTS * size} bytes")
-    ends_well = span.end % size == 0 or span.end == length or length is None
-    if span.start % size or not ends_well:
+    if not _is_whole(session, span) and not _is_part(session, span):
         raise RangeNotSatisfiable(
-            f"a range starts and ends on a multiple of {size}, or at the end of the file"
+            f"a range starts and ends on a multiple of {size}, or at the end of the file; or it is a part of "
+            f"one such extent, and starts and ends on a multiple of {PART}, or at the end of the file"
         )
     return span
+
+
+def _is_whole(session: Session, span: Span) -> bool:
+    """Whether it is a run of extents."""
+    length, size = session.upload.spec.length, session.upload.spec.extent_size
+    return span.start % size == 0 and (span.end % size == 0 or span.end == length or length is None)
+
+
+def _is_part(session: Session, span: Span) -> bool:
+    length, size = session.upload.spec.length, session.upload.spec.extent_size
+    inside = len(extents_of(span, size)) == 1 and length is not None
+    return inside and span.start % PART == 0 and (span.end % PART == 0 or span.end == length)
 
 
 def _digest_of_one(session: Session, exchange: Exchange, span: Span) -> bytes | None:

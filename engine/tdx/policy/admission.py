@@ -27,7 +27,7 @@ class Limits:
     idle_timeout: float = 75.0
     stall_timeout: float = 60.0
     max_file: int | None = None
-    streams_per_upload: int = 16
+    streams_per_upload: int = 64
     min_body_rate: int = 1024
     recheck_interval: float = 10.0
 
