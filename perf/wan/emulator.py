@@ -1,6 +1,6 @@
 """The process between two network namespaces, started by :mod:`perf.wan.link`; one child for each direction.
 
-It is told everything on its command line, makes both namespaces, and writes the process ids of the two directions
+It is told everything on its command line, makes both namespaces, and writes the process ids of its children
 to standard output: each lives in the namespace that it brings packets to. It ends when it is killed.
 """
 
