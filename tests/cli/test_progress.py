@@ -132,3 +132,18 @@ def test_without_a_terminal_nothing_is_drawn_and_rich_is_not_imported(
     assert all(line.startswith("import time:") for line in done.stderr.splitlines())
     assert "tdx.control.sender" in imported
     assert not {"rich", "uvloop", "prometheus_client", "sqlite3"} & imported
+
+
+def test_a_terminal_shows_how_far_a_run_of_many_files_is(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"f{number:02}").write_bytes(os.urandom(200_000))
+    output, seen = on_terminal(tdx, "push", "-r", folder, receiver.address, "--limit-rate", "8M")
+    assert re.search(rb"of 60 files", seen)
+    assert re.search(rb"\d%", seen)
+    assert re.search(rb"MiB of 11\.4 MiB", seen)
+    assert re.search(rb" s left", seen)
+    assert output.count(b"\n") == 61

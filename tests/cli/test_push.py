@@ -476,3 +476,101 @@ def test_a_second_signal_ends_at_once_what_the_first_could_not(tdx: Tdx, file: P
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 75
+
+
+# --- many files -------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder of 300 small files and two large ones among them."""
+    top = tmp_path / "tree"
+    for number in range(300):
+        path = top / f"d{number % 3}" / f"f{number:03}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(20_000))
+    for name in ("large", "d1/large"):
+        (top / name).write_bytes(os.urandom(5 * MIB))
+    return top
+
+
+def test_of_many_files_each_has_its_events_and_the_last_line_sums_up(
+    tdx: Tdx, receiver: RunningReceiver, tree: Path
+) -> None:
+    (tree / "d0" / "f000").unlink()
+    (tree / "d0" / "f000").symlink_to("/nowhere")
+    done = tdx("push", "-r", tree, receiver.address, "--json")
+    assert done.returncode == 0
+    assert done.stderr == f"tdx: {tree}/d0/f000 is a symbolic link; left out\n"
+    *events, summary = parsed(done.stdout)
+    names = sorted(f"tree/{path.relative_to(tree)}" for path in tree.rglob("*") if path.is_file())
+    started = [event["name"] for event in events if event["event"] == "started"]
+    results = {event["name"]: event for event in events if list(event) == RESULT_KEYS}
+    assert started == ["tree/large", *(name for name in names if name != "tree/large")]
+    assert sorted(results) == names
+    assert {event["event"] for event in results.values()} == {"done"}
+    assert all(event["sent_bytes"] == event["size"] for event in results.values())
+    assert (summary["files"], summary["done"], summary["exit_code"]) == (301, 301, 0)
+    assert summary["sent_bytes"] == 299 * 20_000 + 10 * MIB
+    sample = "tree/d2/f101"
+    assert tdx("verify", receiver.folder / sample, results[sample]["root"]).returncode == 0
+    assert len(receiver.visible()) == 301
+
+
+def test_people_get_a_line_for_each_of_many_files_and_a_sum(
+    tdx: Tdx, receiver: RunningReceiver, tree: Path
+) -> None:
+    (tree / "d2" / "f299").write_bytes(os.urandom(20_000))
+    done = tdx("push", "-r", tree, receiver.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, last = done.stdout.splitlines()
+    assert len(lines) == 302
+    assert f"tree/d0/f000 -> tree/d0/f000 at {receiver.address}  19.5 KiB" in lines
+    assert last.startswith("302 files: 302 done; 15.7 MiB sent in ")
+
+
+def test_failures_among_many_files_are_named_one_by_one(
+    tdx: Tdx, receiver: RunningReceiver, tree: Path
+) -> None:
+    (receiver.folder / "tree" / "d1").mkdir(parents=True)
+    for name in ("f001", "f100"):
+        (receiver.folder / "tree" / "d1" / name).write_text("there")
+    done = tdx("push", "-q", "-r", tree, receiver.address, "--conflict", "error")
+    assert (done.returncode, done.stdout) == (73, "")
+    said = sorted(done.stderr.splitlines())
+    assert len(said) == 2
+    assert said[0].startswith("tdx: tree/d1/f001: ")
+    assert said[1].startswith("tdx: tree/d1/f100: ")
+    assert len(receiver.visible()) == 302
+
+
+@pytest.mark.parametrize("how", ["signal", "timeout"])
+def test_a_stop_among_many_files_is_75_said_once_and_leaves_whole_files_only(
+    how: str, tdx: Tdx, receiver: RunningReceiver, tree: Path
+) -> None:
+    flags = ("--timeout", "1s") if how == "timeout" else ()
+    process = tdx.start(
+        *("push", "-r", tree, receiver.address, "--json", "--limit-rate", "2M", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        events = []
+        for event in events_of(process):
+            if how == "signal" and event["event"] == "progress" and event["sent_bytes"]:
+                process.send_signal(signal.SIGINT)
+            events.append(event)
+        said = process.stderr.read().decode()
+        assert process.wait(PATIENCE) == 75
+    assert said.count("\n") == 1
+    assert "run again with --resume" in said
+    started = {event["name"] for event in events if event["event"] == "started"}
+    ended = {event["name"] for event in events if list(event) == RESULT_KEYS}
+    assert started == ended
+    assert events[-1]["exit_code"] == 75
+    for name in receiver.visible():
+        assert (receiver.folder / name).read_bytes() == (tree.parent / name).read_bytes()
+    assert tdx("push", "-q", "-r", tree, receiver.address, "--resume").returncode == 0
+    assert len(receiver.visible()) == 302
