@@ -91,6 +91,20 @@ def _end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
+def reap(process: subprocess.Popen[str]) -> tuple[str, float]:
+    """Wait for a process that was started with pipes: what it printed, and its CPU seconds. RuntimeError
+    where its exit code is not 0. For those that say little on standard error."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        output, complaints = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"{process.args!s} exited with {process.returncode}: {complaints[-SHOWN:]}")
+    return output, usage.ru_utime + usage.ru_stime
+
+
 # --- trees of processes --------------------------------------------------------
 
 

@@ -18,11 +18,15 @@ def seconds_of(runs: tuple[Run, ...]) -> list[float]:
     return [run.seconds for run in runs]
 
 
+def moved(table: Table) -> str:
+    """What one run moves, in words."""
+    files = "one file" if table.files == 1 else f"{table.files:,} files"
+    return f"{files}, {table.bytes:,} bytes"
+
+
 def time_ratios(table: Table, over: str, under: str) -> list[float]:
     """How many times as long ``over`` takes as ``under``, round by round; empty where either is missing."""
-    return ratios(
-        *(seconds_of(runs) for runs in _shared(series_of(table, over), series_of(table, under)))
-    )
+    return ratios(*(seconds_of(runs) for runs in _shared(series_of(table, over), series_of(table, under))))
 
 
 def _shared(one: Series, other: Series) -> tuple[tuple[Run, ...], tuple[Run, ...]]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from perf.contest import Target
 from perf.content import MIB
+from perf.contest import Target
 from perf.figures import Spread
 
 TIMES_FASTER: Final = "× faster"

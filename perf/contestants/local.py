@@ -1,4 +1,4 @@
-"""What copies within one machine: the floor under every transfer. And whatever is followed by `sync`."""
+"""What copies within one machine: the floor under every transfer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from perf.contest import Contestant, Running
+from perf.contest import Running
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,26 @@ class _Local:
 
 @dataclass(frozen=True)
 class Cp:
-    """``cp`` of a file, ``cp -r`` of a folder."""
+    """``cp`` of a file, ``cp -r`` of a folder; with ``then_sync``, everything is durable once it has ended,
+    by one ``sync`` of the target's filesystem within the time measured."""
 
-    name: str = "cp"
-    does: str = "no network, no hash, no fsync"
+    then_sync: bool = False
+
+    @property
+    def name(self) -> str:
+        return "cp && sync" if self.then_sync else "cp"
+
+    @property
+    def does(self) -> str:
+        return f"no network, no hash, {'one sync at the end' if self.then_sync else 'no fsync'}"
 
     @contextmanager
     def running(self, home: Path, target: Path) -> Iterator[Running]:
-        yield _Local(("cp", "-r", "{source}", "{copy}"), target)
+        if self.then_sync:
+            both = 'cp -r "$1" "$2" && sync -f "$2"'
+            yield _Local(("sh", "-c", both, "sh", "{source}", "{copy}"), target)
+        else:
+            yield _Local(("cp", "-r", "{source}", "{copy}"), target)
 
 
 @dataclass(frozen=True)
@@ -51,38 +63,3 @@ class Dd:
     def running(self, home: Path, target: Path) -> Iterator[Running]:
         words = ("dd", "bs=1M", "conv=fsync", "status=none", "if={source}", "of={copy}")
         yield _Local(words, target)
-
-
-class Synced:
-    """Another contestant, whose command is followed by ``sync``: durable once it has ended."""
-
-    def __init__(self, inner: Contestant) -> None:
-        self._inner = inner
-
-    @property
-    def name(self) -> str:
-        return f"{self._inner.name}, sync"
-
-    @property
-    def does(self) -> str:
-        return f"{self._inner.does}; then sync of everything"
-
-    @contextmanager
-    def running(self, home: Path, target: Path) -> Iterator[Running]:
-        with self._inner.running(home, target) as running:
-            yield _SyncedRunning(running)
-
-
-@dataclass(frozen=True)
-class _SyncedRunning:
-    inner: Running
-
-    @property
-    def servers(self) -> Sequence[int]:
-        return self.inner.servers
-
-    def command(self, source: Path) -> Sequence[str]:
-        return ["sh", "-c", '"$@" && sync', "sh", *self.inner.command(source)]
-
-    def arrived(self, source: Path) -> Path:
-        return self.inner.arrived(source)

@@ -1,0 +1,57 @@
+"""Everybody who can take part, and in which version."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from perf.contest import Contestant, Missing
+from perf.contestants.copyparty import Copyparty
+from perf.contestants.croc import Croc
+from perf.contestants.local import Cp, Dd
+from perf.contestants.nginx import Nginx
+from perf.contestants.rclone import Rclone
+from perf.contestants.rsync import Rsync
+from perf.contestants.ssh import Scp
+from perf.contestants.tdx import Tdx
+
+AES_128: Final = "aes128-gcm@openssh.com"
+AES_256: Final = "aes256-gcm@openssh.com"
+
+TDX: Final = Tdx()
+CP: Final = Cp()
+DD: Final = Dd()
+NGINX: Final = Nginx()
+CP_SYNC: Final = Cp(then_sync=True)
+RSYNC: Final = Rsync()
+RSYNC_SYNC: Final = Rsync(then_sync=True)
+SCP: Final = Scp(AES_128)
+SCP_256: Final = Scp(AES_256)
+
+
+class Versioned(Protocol):
+    """A peer that can say which version it is; Missing where it is not there."""
+
+    def version(self) -> str: ...
+
+
+PEERS: Final[tuple[Contestant, ...]] = (NGINX, RSYNC, SCP, Rclone(), Copyparty(), Croc())
+"""What people would use instead of tdx between two machines."""
+
+
+def versions() -> dict[str, str]:
+    """What each peer says it is, or that it is missing."""
+    told: dict[str, str] = {}
+    peers: dict[str, Versioned] = {
+        "curl and nginx": NGINX,
+        "rsync": RSYNC,
+        "ssh": SCP,
+        "rclone": Rclone(),
+        "copyparty": Copyparty(),
+        "croc": Croc(),
+    }
+    for name, peer in peers.items():
+        try:
+            told[name] = peer.version()
+        except Missing as missing:
+            told[name] = f"missing: {missing}"
+    return told

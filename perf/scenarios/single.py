@@ -1,0 +1,37 @@
+"""P1 and P3: one large file, page cache to tmpfs over loopback, against whatever people would use."""
+
+from __future__ import annotations
+
+from perf import targets
+from perf.content import GIB, random_file, scratch
+from perf.contest import Outcome, Settings, Target
+from perf.contests import contest
+from perf.lineup import CP, NGINX, PEERS, RSYNC, SCP, TDX
+from perf.tables import time_ratios
+
+
+def run(settings: Settings) -> Outcome:
+    with scratch(settings.disk) as home:
+        source = random_file(home / "source", settings.sized(3 * GIB))
+        table = contest("One file, page cache to tmpfs", (TDX, CP, *PEERS), source, settings)
+    found: list[Target] = []
+    if as_long := time_ratios(table, TDX.name, CP.name):
+        found.append(targets.P1.reached_by(as_long))
+    for goal, peer in ((targets.P3_NGINX, NGINX), (targets.P3_RSYNC, RSYNC), (targets.P3_SCP, SCP)):
+        if faster := time_ratios(table, peer.name, TDX.name):
+            found.append(goal.reached_by(faster))
+    notes = (
+        (
+            "The source is in the page cache, the target a tmpfs, everything on one machine: what is "
+            "measured is the program and the processor, not a disk or a wire."
+        ),
+        (
+            "tdx verifies every byte at both ends and keeps a journal; what the others leave out is "
+            "in the table. On a tmpfs, fsync costs nothing for anybody."
+        ),
+        (
+            "croc has no server that stays up: its figure has the start of the receiver in it, and "
+            "all bytes pass through its relay."
+        ),
+    )
+    return Outcome("single", "One large file, everybody", notes, (table,), tuple(found))

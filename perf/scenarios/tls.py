@@ -1,0 +1,30 @@
+"""P8: one large file, encrypted, page cache to tmpfs over loopback."""
+
+from __future__ import annotations
+
+from perf import targets
+from perf.content import GIB, random_file, scratch
+from perf.contest import Outcome, Settings
+from perf.contestants.tdx import Tdx
+from perf.contests import contest
+from perf.lineup import SCP, SCP_256, TDX
+from perf.tables import time_ratios
+
+
+def run(settings: Settings) -> Outcome:
+    paired = Tdx("tdx (TLS)", tls=True)
+    with scratch(settings.disk) as home:
+        source = random_file(home / "source", settings.sized(3 * GIB))
+        contestants = (paired, SCP_256, SCP, TDX)
+        table = contest("One file, encrypted", contestants, source, settings)
+    notes = (
+        (
+            "tdx between paired devices speaks TLS 1.3 and negotiates AES-256-GCM: the target is "
+            "against scp with the same cipher. scp with AES-128-GCM, and tdx in plain, are there for "
+            "comparison."
+        ),
+        "scp authenticates every packet, and has neither a hash of the file nor an fsync.",
+    )
+    faster = time_ratios(table, SCP_256.name, paired.name)
+    found = (targets.P8.reached_by(faster),) if faster else ()
+    return Outcome("tls", "Encrypted: TLS against scp", notes, (table,), found)
