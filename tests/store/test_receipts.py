@@ -12,6 +12,7 @@ import pytest
 
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+from tdx.store import receipts as module
 from tdx.store.receipts import Receipts
 
 ME = Owner("local:1000")
@@ -157,4 +158,27 @@ def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_t
     with pytest.raises(StorageUnusable, match=r"receipts\.sqlite3 cannot be used.*move the file away"):
         receipts.get(UploadId(f"{1:032x}"))
     assert StorageUnusable.permanent
+    receipts.close()
+
+
+@pytest.mark.parametrize("question", ["_BY_UPLOAD", "_BY_KEY", "_PATHS"])
+def test_no_question_makes_it_look_at_every_receipt_of_a_store(tmp_path: Path, question: str) -> None:
+    receipts = Receipts(tmp_path, "one")
+    query: str = getattr(module, question)
+    values = ["x"] * query.count("?")
+    plan = " ".join(str(row) for row in receipts._database.execute(f"EXPLAIN QUERY PLAN {query}", values))
+    assert "SEARCH receipts USING" in plan
+    assert "(store=?)" not in plan
+    receipts.close()
+
+
+def test_many_receipts_are_stored_together_or_not_at_all(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "one")
+    many = [receipt(number, key=str(number)) for number in range(100)]
+    unfit = dataclasses.replace(receipt(100), path=object())  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        receipts.put_many([*many, unfit], lifetime=10)
+    assert receipts.get(many[0].upload) is None
+    receipts.put_many(many, lifetime=10)
+    assert [receipts.by_key(ME, str(number)) for number in range(100)] == many
     receipts.close()

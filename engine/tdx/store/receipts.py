@@ -23,6 +23,12 @@ from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 _PATIENCE: Final = 30.0
 """Seconds to wait for another process's write."""
 
+_CACHE_KIB: Final = 8192
+"""Pages of one transaction that do not fit are written to the log twice."""
+
+_LOGGED_PAGES: Final = 4000
+"""Pages in the log at which a commit copies them into the database, and syncs that."""
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS receipts (
     store TEXT NOT NULL,
@@ -60,13 +66,17 @@ END;
 
 _INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SELECT: Final = """
-SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at
-FROM receipts WHERE store = ? AND """
-_BY_UPLOAD: Final = _SELECT + "upload = ?"
-_BY_KEY: Final = _SELECT + "owner = ? AND key = ? ORDER BY published_at DESC LIMIT 1"
+SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at FROM receipts """
+_BY_UPLOAD: Final = _SELECT + "WHERE store = ? AND upload = ?"
+# The indexes are named: left to itself, the planner would rather look at every receipt of the store.
+_BY_KEY: Final = (
+    _SELECT + "INDEXED BY receipts_by_key WHERE store = ? AND owner = ? AND key = ? "
+    "ORDER BY published_at DESC LIMIT 1"
+)
 
 _PATHS: Final = """
-SELECT path FROM receipts WHERE store = ? AND owner = ? AND name = ? AND size = ?
+SELECT path FROM receipts INDEXED BY receipts_by_name
+WHERE store = ? AND owner = ? AND name = ? AND size = ?
 GROUP BY path ORDER BY max(published_at) DESC LIMIT ?"""
 
 
@@ -94,6 +104,8 @@ class Receipts:
             try:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+                self._database.execute(f"PRAGMA wal_autocheckpoint = {_LOGGED_PAGES}")
                 self._database.executescript(_SCHEMA)
             except BaseException:
                 self._database.close()
