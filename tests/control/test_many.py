@@ -17,8 +17,11 @@ from support.vouching import Vouching
 from tdx.control import routes
 from tdx.control.items import BUNDLED_MOST, Item, LeftOut
 from tdx.control.many import BUNDLE_FILES, FILES_AT_ONCE, ManyPushes
+from tdx.control.progress import PushResult, Tally
+from tdx.control.push import PushOptions
 from tdx.control.resolve import Peer
-from tdx.control.sender import SenderOptions
+from tdx.control.sender import Sender, SenderOptions
+from tdx.control.sending import MOST_STREAMS
 from tdx.errors import Interrupted, NotFound, SourceError
 from tdx.metrics import Metrics
 from tdx.model import Conflict
@@ -323,6 +326,35 @@ def test_no_more_files_are_on_their_way_by_themselves_than_there_are_streams_for
     push_many(receiver.peer, items, tmp_path / "own", during=during)
     assert 1 <= most <= FILES_AT_ONCE
     assert receiver.visible() == contents(items)
+
+
+@pytest.mark.parametrize(
+    ("count", "streams", "shares"),
+    [
+        (1, None, [MOST_STREAMS]),
+        (2, None, [(MOST_STREAMS - 2) // 2] * 2),
+        (2, MOST_STREAMS, [MOST_STREAMS - 2, MOST_STREAMS]),
+    ],
+)
+def test_files_that_are_on_their_way_at_a_time_share_the_streams(
+    receiver: RunningReceiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    streams: int | None,
+    shares: list[int],
+) -> None:
+    items = files_in(tmp_path / "source", {f"f{n}": EXTENT + n for n in range(count)})
+    most: list[int] = []
+    push_file = Sender.push_file
+
+    async def noted(sender: Sender, path: Path, options: PushOptions, tally: Tally) -> PushResult:
+        most.append(options.most_streams)
+        return await push_file(sender, path, options, tally)
+
+    monkeypatch.setattr(Sender, "push_file", noted)
+    push_many(receiver.peer, items, tmp_path / "own", streams=streams)
+    assert most == shares
 
 
 def test_over_tls_too(tmp_path: Path) -> None:

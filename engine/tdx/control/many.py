@@ -64,9 +64,9 @@ class ManyPushes:
         self._watch = watch
         files = FILES_AT_ONCE
         if options.streams is not None:
-            files = max(1, min(files, MOST_STREAMS // options.streams))
-        share = max(1, (MOST_STREAMS - BUNDLES_AT_ONCE) // files)
-        self._options = replace(options, most_streams=min(options.most_streams, share))
+            files = max(1, min(files, (MOST_STREAMS - BUNDLES_AT_ONCE) // options.streams))
+        self._options = options
+        self._share = min(options.most_streams, (MOST_STREAMS - BUNDLES_AT_ONCE) // files)
         self._bundles = options.digest is None
         self._alone_slots = asyncio.Semaphore(files)
         self._bundle_slots = asyncio.Semaphore(BUNDLES_AT_ONCE)
@@ -127,6 +127,7 @@ class ManyPushes:
                     if isinstance(each, Item):
                         self.whole.files += 1
                         self.whole.size += each.size or 0
+                self.whole.complete = len(some) < LOOKED_AT
                 await found.put(some)
             self.whole.complete = True
         except Exception as error:
@@ -241,7 +242,10 @@ class ManyPushes:
             raise error
 
     async def _pushed(self, item: Item, tally: Tally) -> PushResult:
-        options = replace(self._options, name=item.name)
+        whole = self.whole
+        last = whole.complete and whole.files - whole.ended == 1
+        most = self._options.most_streams if last else self._share
+        options = replace(self._options, name=item.name, most_streams=most)
         if item.is_stdin:
             return await self._sender.push_stream(0, options, tally)
         return await self._sender.push_file(Path(item.path), options, tally)
