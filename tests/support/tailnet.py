@@ -178,14 +178,15 @@ class Tailnet:
 
 
 @contextlib.contextmanager
-def real_tailnet(processes: Processes) -> Iterator[Tailnet]:
-    """Bring one up, with ``processes`` that are all ended afterwards."""
+def real_tailnet(processes: Processes, where: Path = Path("/tmp")) -> Iterator[Tailnet]:
+    """Bring one up, with ``processes`` that are all ended afterwards. The nodes keep their state below
+    ``where``, whose path is short."""
     programs = _programs()
     hub = _apart(processes, "net")
     holders = {host: _apart(processes, "net") for host in _PLANS}
     _wire(hub, holders)
     # Where the temporary folders of pytest are, the path of a socket may grow too long for one.
-    with tempfile.TemporaryDirectory(prefix="tdx-tailnet-", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="tdx-tailnet-", dir=where) as name:
         folder = Path(name)
         folder.chmod(0o755)  # any user may ask tailscaled who is calling
         try:
