@@ -1,0 +1,146 @@
+"""How many streams a push begins with on what way to the peer, and of which extents it tells the digest."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tdx.control.client import Answer, Client
+from tdx.control.pace import Pace
+from tdx.control.progress import Tally
+from tdx.control.sending import OpenUpload, Sending
+from tdx.data.port import Cancel, SendHooks
+from tdx.data.source import Source
+from tdx.integrity import PART, cut
+from tdx.model import Span, Stages, UploadId
+from tdx.policy.retry import Retrier, RetryPolicy
+from tdx.policy.schedule import StreamCount
+from tdx.proto.head import Headers
+from tdx.ranges import RangeSet
+
+EXTENT = 4 << 20
+
+
+class Way:
+    """A client to a peer that takes everything, once as many bodies have come as are to come at once."""
+
+    stall_timeout = 1.0
+
+    def __init__(self, round_trip: float, congestion_control: str, together: int) -> None:
+        self.round_trip = round_trip
+        self.congestion_control = congestion_control
+        self.runs: list[Span] = []
+        self._together = together
+        self._all_there = asyncio.Event()
+
+    async def upload(
+        self,
+        method: str,
+        target: str,
+        fields: list[tuple[str, str]],
+        length: int,
+        pump: Callable[[object], Stages],
+        cancel: Cancel,
+    ) -> tuple[Answer, Stages]:
+        found = re.match(r"bytes (\d+)-(\d+)/", dict(fields)["Content-Range"])
+        assert found is not None
+        self.runs.append(Span(int(found[1]), int(found[2]) + 1))
+        assert len(self.runs[-1]) == length
+        if len(self.runs) == self._together:
+            self._all_there.set()
+        await self._all_there.wait()
+        return Answer(200, Headers([]), b"{}"), pump(None)
+
+    def retrier(self) -> Retrier:
+        return Retrier(RetryPolicy(), cast("object", None))  # type: ignore[arg-type]
+
+
+class Pump:
+    """Reads and hashes, and sends nowhere."""
+
+    name = "test"
+
+    def send(
+        self,
+        sock: object,
+        descriptor: int,
+        extents: list[Span],
+        hooks: SendHooks,
+        cancel: Cancel,
+        stall_timeout: float,
+    ) -> Stages:
+        for span in extents:
+            hooks.sent(len(span))
+            hooks.hashed(span, b"%d" % span.start)
+        return Stages()
+
+
+async def first_runs(tmp_path: Path, way: Way, extents: int, streams: int | None = None) -> dict[Span, bytes]:
+    """Send a file of so many extents: what was recorded."""
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        file.truncate(extents * EXTENT)
+    upload = OpenUpload(UploadId("u"), 1, EXTENT, PART, extents * EXTENT, RangeSet(), 64, False, False, False)
+    recorded: dict[Span, bytes] = {}
+    with Source.open(path) as source:
+        sending = Sending(
+            cast("Client", way),
+            upload,
+            source,
+            Pump(),  # type: ignore[arg-type]
+            Pace(None),
+            Tally(),
+            streams=streams,
+            recorder=lambda: recorded.__setitem__,
+        )
+        async with asyncio.timeout(20):
+            await sending.send(RangeSet([Span(0, extents * EXTENT)]))
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "congestion_control", "first"),
+    [
+        (0.0005, "cubic", 1),
+        (0.0005, "bbr", 1),
+        (0.1, "bbr", 1),
+        (0.1, "bbr2", 1),
+        (0.1, "cubic", StreamCount.SEVERAL),
+        (0.1, "", StreamCount.SEVERAL),
+    ],
+)
+async def test_several_streams_at_once_where_the_peer_is_far_and_losses_slow_one_down(
+    tmp_path: Path, round_trip: float, congestion_control: str, first: int
+) -> None:
+    way = Way(round_trip, congestion_control, first)
+    await first_runs(tmp_path, way, 40)
+    assert sum(len(run) for run in way.runs) == 40 * EXTENT
+
+
+async def test_no_more_than_that_at_first(tmp_path: Path) -> None:
+    for round_trip, congestion_control in ((0.0005, "cubic"), (0.1, "bbr")):
+        way = Way(round_trip, congestion_control, 1)
+        await first_runs(tmp_path, way, 40)
+        assert way.runs[0].start == 0
+        assert len(way.runs[0]) >= 2 * EXTENT
+
+
+async def test_an_extent_that_went_in_parts_is_not_reported(tmp_path: Path) -> None:
+    way = Way(0.1, "cubic", 1)
+    recorded = await first_runs(tmp_path, way, 3, streams=4)
+    parts = [run for run in way.runs if len(run) < EXTENT]
+    assert parts
+    whole = {piece for run in way.runs if len(run) >= EXTENT for piece in cut(run, EXTENT)}
+    assert set(recorded) == whole
+
+
+async def test_a_near_peer_gets_no_parts(tmp_path: Path) -> None:
+    way = Way(0.0005, "cubic", 1)
+    recorded = await first_runs(tmp_path, way, 3, streams=4)
+    assert all(len(run) % EXTENT == 0 for run in way.runs)
+    assert len(recorded) == 3
