@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from perf.content import MIB
 from perf.contest import Outcome, Series, Table
 from perf.figures import Spread, number
-from perf.tables import seconds_of
+from perf.tables import grouped, seconds_of
 
 INK: Final = "#808890"
 OWN: Final = "#2f81f7"
 OTHERS: Final = "#8b949e"
 LINES: Final = ("#2f81f7", "#d29922", "#3fb950", "#db61a2", "#a371f7", "#f0883e", "#39c5cf", "#8b949e")
 MARKS: Final = "osD^vPX*"
+GROWING: Final = {"size", "files"}
+"""Conditions that are the work itself."""
 
 SETTINGS: Final[Any] = {
     "svg.hashsalt": "tdx",
@@ -44,23 +46,34 @@ SETTINGS: Final[Any] = {
 
 
 def draw(outcome: Outcome, folder: Path) -> list[str]:
-    """Draw a scenario's tables: bars for one under its own conditions, lines for those that differ in
-    nothing but the conditions. Returns the file names, relative to the folder that ``folder`` is in."""
+    """Draw a scenario's tables: bars for one that stands alone, lines for those that differ in nothing but
+    their conditions. Returns the file names, relative to the folder that ``folder`` is in."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{outcome.scenario}*.svg"):
+        old.unlink()
     names: list[str] = []
-    groups = groupby(outcome.tables, key=lambda table: (table.title, tuple(table.conditions)))
     with mpl.rc_context(SETTINGS):
-        for number_of, (_, group) in enumerate(groups):
-            tables = list(group)
-            if not any(series.runs for table in tables for series in table.series):
-                continue
-            figure = _lines(tables) if len(tables) > 1 else _bars(tables[0])
-            name = f"{outcome.scenario}{f'-{number_of + 1}' if number_of else ''}.svg"
+        for figure in _figures(outcome):
+            name = f"{outcome.scenario}-{len(names) + 1}.svg"
             figure.savefig(
                 folder / name, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
             )
             names.append(f"{folder.name}/{name}")
     return names
+
+
+def _figures(outcome: Outcome) -> Iterator[Figure]:
+    measured = [table for table in outcome.tables if any(series.runs for series in table.series)]
+    several = [table for table in measured if len(table.conditions) > 1]
+    if several:
+        yield _throughput(outcome.title, several)
+    for title, tables in grouped([table for table in measured if table not in several]):
+        if len(tables) == 1:
+            yield _bars(tables[0])
+        elif set(tables[0].conditions) & GROWING:
+            yield _growth(title, tables)
+        else:
+            yield _throughput(title, tables)
 
 
 # --- bars ----------------------------------------------------------------------
@@ -108,107 +121,98 @@ def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
 # --- lines ---------------------------------------------------------------------
 
 
-def _lines(tables: Sequence[Table]) -> Figure:
-    """Where the work grows, seconds and memory on logarithmic axes; otherwise megabytes per second."""
-    grows = len({(table.bytes, table.files) for table in tables}) == len(tables)
-    figure = Figure(figsize=(9.5, 3.4) if grows else (max(6.5, 1.2 + 0.55 * len(tables)), 3.6))
-    if not grows:
-        _throughput(figure.add_subplot(), tables)
-        return figure
+def _style(index: int) -> dict[str, Any]:
+    return {"color": LINES[index % len(LINES)], "marker": MARKS[index % len(MARKS)], "ms": 4.5, "lw": 1.4}
+
+
+def _throughput(title: str, tables: Sequence[Table]) -> Figure:
+    """Megabytes per second, or the share of what was possible where the runs say so. Where there are several
+    conditions, the first is part of a line's name, and the others are where it has its points."""
+    lines: dict[str, dict[tuple[str, ...], Spread]] = {}
+    shared = _share(tables)
+    for table in tables:
+        values = tuple(table.conditions.values())
+        apart = 1 if len(values) > 1 else 0
+        for series in table.series:
+            if series.runs:
+                label = ", ".join([series.contestant, *values[:apart]])
+                lines.setdefault(label, {})[values[apart:]] = Spread.of(_heights(table, series, shared))
+    places = list(dict.fromkeys(place for line in lines.values() for place in line))
+    figure = Figure(figsize=(max(6.5, 1.2 + 0.62 * len(places)), 3.6))
+    axes = figure.add_subplot()
+    for index, (label, line) in enumerate(lines.items()):
+        axes.errorbar(
+            [places.index(place) for place in line],
+            [each.median for each in line.values()],
+            yerr=_whiskers(list(line.values())),
+            label=label,
+            capsize=2.5,
+            **_style(index),
+        )
+    axes.set_xticks(range(len(places)), ["\n".join(place) for place in places], fontsize=8)
+    axes.set_xlabel(", ".join(list(tables[0].conditions)[-len(places[0]) :]))
+    axes.set_ylabel(shared.replace("_", " ") if shared else "MB/s")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title, loc="left")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _share(tables: Sequence[Table]) -> str | None:
+    """The name of the figure that all runs have and that is a share of something."""
+    runs = [run for table in tables for series in table.series for run in series.runs]
+    common = set.intersection(*(set(run.figures) for run in runs))
+    return next((name for name in sorted(common) if name.startswith("share_of_")), None)
+
+
+def _heights(table: Table, series: Series, shared: str | None) -> list[float]:
+    if shared is not None:
+        return [run.figures[shared] for run in series.runs]
+    return [table.bytes / run.seconds / 1e6 for run in series.runs]
+
+
+def _growth(title: str, tables: Sequence[Table]) -> Figure:
+    """Seconds, on logarithmic axes, and memory by the work."""
+    files = "files" in tables[0].conditions
+    lines: dict[str, list[tuple[float, Series]]] = {}
+    for table in tables:
+        for series in table.series:
+            if series.runs:
+                work = float(table.files) if files else table.bytes / MIB
+                lines.setdefault(series.contestant, []).append((work, series))
+    figure = Figure(figsize=(9.5, 3.4))
     time_axes, memory_axes = figure.subplots(1, 2)
-    _growth(time_axes, tables)
-    _memory(memory_axes, tables)
+    for index, (label, points) in enumerate(lines.items()):
+        spreads = [Spread.of(seconds_of(series.runs)) for _, series in points]
+        time_axes.errorbar(
+            [work for work, _ in points],
+            [each.median for each in spreads],
+            yerr=_whiskers(spreads),
+            label=label,
+            capsize=2.5,
+            **_style(index),
+        )
+        sampled = [(work, series.runs[0].memory) for work, series in points]
+        held = [(work, memory / MIB) for work, memory in sampled if memory is not None]
+        memory_axes.plot([work for work, _ in held], [memory for _, memory in held], **_style(index))
+    for axes in (time_axes, memory_axes):
+        axes.set_xscale("log")
+        axes.set_xlabel("files" if files else "MiB")
+    time_axes.set_yscale("log")
+    time_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    time_axes.yaxis.set_minor_formatter(NullFormatter())
+    time_axes.set_ylim(*_whole_decades(time_axes.get_ylim()))
+    time_axes.set_ylabel("seconds")
+    time_axes.set_title(title, loc="left")
+    time_axes.legend(fontsize=8)
+    memory_axes.set_ylim(bottom=0)
+    memory_axes.set_ylabel("MiB, both ends")
+    memory_axes.set_title("Memory", loc="left")
     figure.tight_layout()
     return figure
 
 
-def _names(tables: Sequence[Table]) -> list[str]:
-    return list(
-        dict.fromkeys(series.contestant for table in tables for series in table.series if series.runs)
-    )
-
-
-def _points(tables: Sequence[Table], name: str) -> list[tuple[int, Table, Series]]:
-    return [
-        (place, table, series)
-        for place, table in enumerate(tables)
-        for series in table.series
-        if series.contestant == name and series.runs
-    ]
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": LINES[index % len(LINES)],
-        "marker": MARKS[index % len(MARKS)],
-        "ms": 4.5,
-        "lw": 1.4,
-        "capsize": 2.5,
-    }
-
-
-def _throughput(axes: Axes, tables: Sequence[Table]) -> None:
-    for index, name in enumerate(_names(tables)):
-        points = _points(tables, name)
-        spreads = [
-            Spread.of([table.bytes / run.seconds / 1e6 for run in series.runs]) for _, table, series in points
-        ]
-        axes.errorbar(
-            [place for place, _, _ in points],
-            [each.median for each in spreads],
-            yerr=_whiskers(spreads),
-            label=name,
-            **_style(index),
-        )
-    labels = ["\n".join(table.conditions.values()) for table in tables]
-    axes.set_xticks(range(len(tables)), labels, fontsize=8)
-    axes.set_xlabel(", ".join(tables[0].conditions))
-    axes.set_ylabel("MB/s")
-    axes.set_ylim(bottom=0)
-    axes.set_title(tables[0].title, loc="left")
-    axes.legend(fontsize=8)
-
-
-def _work(tables: Sequence[Table]) -> tuple[str, list[float]]:
-    """What grows from table to table, with its unit: files or bytes."""
-    if len({table.files for table in tables}) > 1:
-        return "files", [float(table.files) for table in tables]
-    return "MiB", [table.bytes / MIB for table in tables]
-
-
-def _growth(axes: Axes, tables: Sequence[Table]) -> None:
-    unit, work = _work(tables)
-    for index, name in enumerate(_names(tables)):
-        points = _points(tables, name)
-        spreads = [Spread.of(seconds_of(series.runs)) for _, _, series in points]
-        axes.errorbar(
-            [work[place] for place, _, _ in points],
-            [each.median for each in spreads],
-            yerr=_whiskers(spreads),
-            label=name,
-            **_style(index),
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(unit)
-    axes.set_ylabel("seconds")
-    axes.set_title(tables[0].title, loc="left")
-    axes.legend(fontsize=8)
-
-
-def _memory(axes: Axes, tables: Sequence[Table]) -> None:
-    unit, work = _work(tables)
-    for index, name in enumerate(_names(tables)):
-        points = [
-            (work[place], run.memory / MIB)
-            for place, _, series in _points(tables, name)
-            for run in series.runs[:1]
-            if run.memory is not None
-        ]
-        style = {key: value for key, value in _style(index).items() if key != "capsize"}
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
-    axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(unit)
-    axes.set_ylabel("MiB, both ends")
-    axes.set_title("Memory", loc="left")
+def _whole_decades(limits: tuple[float, float]) -> tuple[float, float]:
+    """So that a logarithmic axis has at least two numbers on it."""
+    low, high = limits
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +10,7 @@ from perf.content import MIB
 from perf.contest import Run, Series, Table, Target
 from perf.figures import Spread, interval_of_median, number, ratios
 from perf.results import Result
-from perf.tables import moved, seconds_of
+from perf.tables import grouped, moved, seconds_of
 from perf.targets import GOALS, Goal, verdict
 
 REPORT: Final = "REPORT.md"
@@ -84,7 +83,7 @@ def _targets(results: Sequence[Result]) -> Iterator[str]:
     measured = [(target, result) for result in results for target in result.outcome.targets]
     order = list(dict.fromkeys(goal.id for goal in GOALS))
     for id in order:
-        of_this = [(target, result) for target, result in measured if target.id == id]
+        of_this = [(target, result) for target, result in measured if target.id.partition(" ")[0] == id]
         for target, result in of_this:
             yield _target(target, result.scale)
         for goal in _missing(id, [target for target, _ in of_this]):
@@ -128,8 +127,8 @@ def _scenario(result: Result, plots: Sequence[str]) -> Iterator[str]:
     )
     yield from (f"- {note}" for note in outcome.notes)
     yield ""
-    for title, tables in groupby(outcome.tables, key=lambda table: (table.title, tuple(table.conditions))):
-        yield from _table(title[0], list(tables))
+    for title, tables in grouped(outcome.tables):
+        yield from _table(title, tables)
     yield from (f"![{outcome.title}]({plot})\n" for plot in plots)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from perf.contest import Run, Series, Table
 from perf.figures import ratios
 
@@ -16,6 +18,14 @@ def series_of(table: Table, name: str) -> Series:
 
 def seconds_of(runs: tuple[Run, ...]) -> list[float]:
     return [run.seconds for run in runs]
+
+
+def grouped(tables: Sequence[Table]) -> list[tuple[str, list[Table]]]:
+    """Tables that differ in nothing but their conditions, by their title, in the order of the first."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Table]] = {}
+    for table in tables:
+        groups.setdefault((table.title, tuple(table.conditions)), []).append(table)
+    return [(title, group) for (title, _), group in groups.items()]
 
 
 def moved(table: Table) -> str:

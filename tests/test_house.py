@@ -74,17 +74,20 @@ def test_what_is_declared_is_locked() -> None:
     project = PROJECT["project"]
     run = {normalised(each) for each in project["dependencies"]}
     test = {normalised(each) for each in project["optional-dependencies"]["test"]}
+    perf = {normalised(each) for each in project["optional-dependencies"]["perf"]}
     build = {normalised(each) for each in PROJECT["dependency-groups"]["build"]}
     assert run <= pinned(ROOT / "requirements" / "run.txt")
     assert build <= pinned(ROOT / "requirements" / "build.txt")
-    assert run | test | build <= pinned(ROOT / "requirements" / "test.txt")
+    assert run | perf <= pinned(ROOT / "requirements" / "perf.txt")
+    # The tests of the plots draw some.
+    assert run | test | perf | build <= pinned(ROOT / "requirements" / "test.txt")
 
 
 def test_the_locks_agree_on_versions() -> None:
     versions = {
         lock.stem: set(re.findall(r"(?m)^([a-z0-9-]+==[^ ;\\]+)", lock.read_text())) for lock in LOCKS
     }
-    assert versions["run"] <= versions["test"]
+    assert versions["run"] <= versions["perf"] <= versions["test"]
     assert versions["build"] <= versions["test"]
 
 
