@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -135,3 +137,18 @@ def test_a_user_without_a_home_has_no_configuration(monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert default_config_file({}) is None
+
+
+# --- what it costs ------------------------------------------------------------
+
+
+def test_what_a_push_asks_loads_nothing_of_a_receivers_configuration() -> None:
+    script = "import sys, tdx.config; sys.exit('tdx.config.serve' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_what_the_configuration_does_not_offer_is_an_error_of_attributes() -> None:
+    import tdx.config
+
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        getattr(tdx.config, "nonsense")  # noqa: B009

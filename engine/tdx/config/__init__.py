@@ -44,6 +44,9 @@ Relative paths are relative to the file's own folder. Everything wrong is a
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tdx.config.identity import load_identity, load_state
 from tdx.config.places import (
     DEFAULT_PORT,
@@ -53,7 +56,9 @@ from tdx.config.places import (
     parse_address,
     state_directory,
 )
-from tdx.config.serve import LOG_LEVELS, Partial, ServeConfig, load, merge
+
+if TYPE_CHECKING:
+    from tdx.config.serve import LOG_LEVELS, Partial, ServeConfig, load, merge
 
 __all__ = [
     "DEFAULT_PORT",
@@ -70,3 +75,10 @@ __all__ = [
     "parse_address",
     "state_directory",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # What a receiver may be told is much to load, and a push asks for none of it.
+    if name in __all__:
+        return getattr(import_module("tdx.config.serve"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
