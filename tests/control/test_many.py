@@ -328,6 +328,26 @@ def test_no_more_files_are_on_their_way_by_themselves_than_there_are_streams_for
     assert receiver.visible() == contents(items)
 
 
+def test_what_has_ended_is_no_longer_on_its_way(receiver: RunningReceiver, tmp_path: Path) -> None:
+    items = files_in(tmp_path / "source", {f"f{n}": EXTENT + n for n in range(6)})
+    seen = Seen()
+    both: list[str] = []
+
+    def during(run: ManyPushes) -> None:
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            on_their_way = {item.name for each in run.running.values() for item in each.items}
+            both.extend(on_their_way & seen.endings.keys())
+            if len(seen.endings) < len(items):
+                loop.call_soon(look)
+
+        look()
+
+    push_many(receiver.peer, items, tmp_path / "own", seen=seen, during=during)
+    assert both == []
+
+
 @pytest.mark.parametrize(
     ("count", "streams", "shares"),
     [

@@ -186,14 +186,13 @@ class ManyPushes:
             except Exception as error:
                 self._failure = self._failure or error
                 self._cancel()
-
-        def ended(task: asyncio.Task[None]) -> None:
-            del self.running[task]
-            slots.release()
+            finally:
+                # In the step that told the end: what has ended is not on its way for a moment longer.
+                del self.running[task]
+                slots.release()
 
         task = asyncio.create_task(run())
         self.running[task] = running
-        task.add_done_callback(ended)
         if not self._sender.met:
             # A peer that cannot be reached is tried once, not once for each slot.
             reached = asyncio.create_task(self._sender.client.reached())
