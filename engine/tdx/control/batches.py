@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Final
 
 from tdx.data.port import TICK, Cancel
 from tdx.errors import Superseded
 from tdx.model import Owner
 
+REPLAYS_REMEMBERED: Final = 16
+
 _AGAIN: Final = "the same files have come again"
 
 
 class Batch:
-    """One bundle on its way, from ``owner``. ``cancel`` ends the receiving of it."""
+    """One bundle on its way, from ``owner``; ``replay``: its sender says that it was sent before.
+    ``cancel`` ends the receiving of it."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, *, replay: bool) -> None:
         self.owner = owner
+        self.replay = replay
         self.cancel = Cancel()
         self.keys: set[str] = set()
         """Of the entries that have come."""
@@ -38,19 +43,23 @@ class Batches:
 
     def __init__(self) -> None:
         self._keys: dict[tuple[Owner, str], Batch] = {}
+        self._replays: deque[Batch] = deque(maxlen=REPLAYS_REMEMBERED)
+        """The newest that have ended: what lay unread in some buffer may come after its own replay."""
 
     def claim(self, batch: Batch, key: str) -> bool:
-        """Make this key of its owner's ``batch``'s own, once nobody else has it; whether somebody had,
-        who may have published what it stands for."""
-        waited = False
+        """Make this key of its owner's ``batch``'s own, once nobody else has it; whether what it stands for
+        may have been published before."""
+        before = batch.replay
         batch.keys.add(key)
         while (other := self._keys.setdefault((batch.owner, key), batch)) is not batch:
             other.wait(batch.cancel)
-            waited = True
-        return waited
+            before = True
+        return before or any(key in each.keys and each.owner == batch.owner for each in list(self._replays))
 
     def leave(self, batch: Batch) -> None:
         """Whatever was to be published of it is, with its receipts."""
+        if batch.replay:
+            self._replays.append(batch)
         for key in batch.keys:
             if self._keys.get((batch.owner, key)) is batch:
                 del self._keys[batch.owner, key]

@@ -51,9 +51,9 @@ async def receive(receiver: Receiver, exchange: Exchange) -> Response:
     exchange.grant.check_conflict(conflict)
     replay = fields.parse_boolean(exchange.headers("tdx-replay") or "?0")
     length, owner = exchange.head.framing.length, exchange.identity.owner
-    batch = Batch(owner)
+    batch = Batch(owner, replay=replay)
     staging = await receiver.workers.on_disk(receiver.store.bundle, owner, conflict, length)
-    arrival = Arrival(receiver, exchange, batch, staging, conflict, replay=replay)
+    arrival = Arrival(receiver, exchange, batch, staging, conflict)
     try:
         try:
             await arrival.receive()
@@ -83,15 +83,12 @@ class Arrival:
         batch: Batch,
         staging: Bundle,
         conflict: Conflict,
-        *,
-        replay: bool,
     ) -> None:
         self._receiver = receiver
         self._exchange = exchange
         self._batch = batch
         self._staging = staging
         self._conflict = conflict
-        self._replay = replay
         self._grant = exchange.grant
         self._most = largest_file(exchange.limits, exchange.grant, wire.MAX_ENTRY)
         self._results: list[Result | None] = []
@@ -153,8 +150,7 @@ class Arrival:
         """What became of the file when it came before. Raises why the whole has to end."""
         if key in self._batch.keys:
             return ProtocolError("the key of this entry is another one's of the same bundle")
-        waited = self._receiver.batches.claim(self._batch, key)
-        if waited or self._replay:
+        if self._receiver.batches.claim(self._batch, key):
             return self._receiver.store.receipt_by_key(self._batch.owner, key)
         return None
 
