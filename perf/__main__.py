@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import pkgutil
 import sys
 import time
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"perf: there is no {', '.join(unknown)}; `python -m perf list` tells what is", file=sys.stderr)
         return 64
     settings = Settings(given.disk, given.memory, given.rounds, given.scale)
+    began = time.monotonic()
     failed = [name for name in given.what or names() if not measure(name, settings, given.out)]
+    print(f"perf: {(time.monotonic() - began) / 60:.1f} min in all")
     status = 0 if given.no_report else _report(given.out, plots=not given.no_plots)
     for name in failed:
         print(f"perf: {name} failed", file=sys.stderr)
@@ -123,6 +126,9 @@ def _report(out: Path, *, plots: bool) -> int:
     order = names()
     found = [result for result in results.read_all(out) if result.outcome.scenario in order]
     found.sort(key=lambda result: order.index(result.outcome.scenario))
+    if plots and importlib.util.find_spec("matplotlib") is None:
+        print("perf: a report without plots: they need matplotlib, of the extra `perf`", file=sys.stderr)
+        plots = False
     print(f"perf: {report.write(found, out, plots=plots)}")
     return 0
 

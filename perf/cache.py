@@ -56,8 +56,9 @@ def warm(folder: Path, size: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def settle(patience: float = 120.0) -> None:
-    """Write everything back, so that no run pays for an earlier one's writes."""
+def settle(patience: float = 30.0) -> None:
+    """Write everything back, so that no run pays for an earlier one's writes. Somebody else who goes on
+    writing is not waited for any longer than ``patience`` seconds."""
     os.sync()
     deadline = time.monotonic() + patience
     while _unwritten() > QUIET_BYTES and time.monotonic() < deadline:

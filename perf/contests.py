@@ -23,6 +23,7 @@ def contest(
     settings: Settings,
     *,
     on_disk: bool = False,
+    cold: bool = False,
     conditions: Mapping[str, str] | None = None,
     rounds: int | None = None,
     with_memory: bool = True,
@@ -31,9 +32,10 @@ def contest(
     Several sources, all of the same total size, are one for each contestant.
 
     The target is on the disk (everything written back before each run) or in memory. Before every run
-    the source is in the page cache and the memory that the copy will take was touched a moment ago;
-    afterwards, outside the clock, the copy is compared and removed. Each round begins with another
-    contestant. Round 0 counts for memory only: sampling costs time, and nobody should pay for being first.
+    the source is in the page cache (or out of it, where ``cold``) and the memory that the copy will take
+    was touched a moment ago; afterwards, outside the clock, the copy is compared and removed. Each round
+    begins with another contestant. Round 0 counts for memory only: sampling costs time, and nobody should
+    pay for being first.
 
     A contestant that is Missing has no runs. RuntimeError where one fails or leaves something that differs.
     """
@@ -56,7 +58,7 @@ def contest(
         ready = [entry for entry in entries if entry.running is not None]
         for turn in range(0 if with_memory else 1, rounds + 1):
             for entry in [each for each in rotated(ready, turn) if each.missing is None]:
-                entry.take_part(settings, on_disk=on_disk, counts=turn > 0)
+                entry.take_part(settings, on_disk=on_disk, cold=cold, counts=turn > 0)
     series = tuple(entry.series() for entry in entries)
     return Table(title, size_of(sources[0]), count_of(sources[0]), dict(conditions or {}), series)
 
@@ -76,7 +78,7 @@ class _Entry:
     memory: int | None = None
     runs: list[Run] = field(default_factory=list)
 
-    def take_part(self, settings: Settings, *, on_disk: bool, counts: bool) -> None:
+    def take_part(self, settings: Settings, *, on_disk: bool, cold: bool, counts: bool) -> None:
         assert self.running is not None
         servers = self.running.servers
         try:
@@ -84,7 +86,7 @@ class _Entry:
         except Missing as missing:
             self.missing = str(missing)
             return
-        prepare(self.source, settings, on_disk=on_disk)
+        prepare(self.source, settings, on_disk=on_disk, cold=cold)
         before, used = tree(servers), cpu_seconds(servers)
         try:
             done = timed(command, with_memory_of=None if counts else servers)
@@ -112,11 +114,15 @@ class _Entry:
         return Series(self.contestant.name, self.contestant.does, runs, self.missing)
 
 
-def prepare(source: Path, settings: Settings, *, on_disk: bool) -> None:
-    """Before every run: nothing left to write back, the source in the page cache, memory touched lately."""
+def prepare(source: Path, settings: Settings, *, on_disk: bool, cold: bool) -> None:
+    """Before every run: nothing left to write back where that matters, the source in the page cache or out of
+    it, memory touched lately."""
     if on_disk:
         cache.settle()
-    cache.read_once(source)
+    if cold:
+        cache.drop(source)
+    else:
+        cache.read_once(source)
     cache.warm(settings.memory, space_of(source))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final, Protocol
 
 from perf.contest import Contestant, Missing
@@ -38,6 +39,7 @@ PEERS: Final[tuple[Contestant, ...]] = (NGINX, RSYNC, SCP, Rclone(), Copyparty()
 """What people would use instead of tdx between two machines."""
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What each peer says it is, or that it is missing."""
     told: dict[str, str] = {}

@@ -29,7 +29,7 @@ class AtOnce:
 
     @property
     def name(self) -> str:
-        return f"{FILES} files, {self.processes} process{'es' if self.processes > 1 else ''}"
+        return f"tdx: {FILES} files, {self.processes} process{'es' if self.processes > 1 else ''}"
 
     @property
     def does(self) -> str:
@@ -76,7 +76,7 @@ class _AtOnceRunning:
 
 def run(settings: Settings) -> Outcome:
     total = settings.sized(3 * GIB)
-    one = Tdx("one file, 1 process")
+    one = Tdx("tdx: one file, 1 process")
     many = [AtOnce(processes) for processes in PROCESSES]
     with scratch(settings.disk) as home:
         whole = random_file(home / "whole", total // FILES * FILES)

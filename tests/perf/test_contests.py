@@ -84,7 +84,9 @@ def test_a_small_real_contest(settings: Settings, tmp_path: Path) -> None:
     settings.memory.mkdir()
     source = random_file(tmp_path / "source", MIB)
     conditions = {"kind": "small"}
-    table = contest("cp and dd", [Cp(), Dd()], source, settings, on_disk=True, conditions=conditions)
+    table = contest(
+        "cp and dd", [Cp(), Dd()], source, settings, on_disk=True, cold=True, conditions=conditions
+    )
     assert (table.title, table.bytes, table.files, table.conditions) == ("cp and dd", MIB, 1, conditions)
     assert [series.contestant for series in table.series] == ["cp", "dd conv=fsync"]
     for series in table.series:
