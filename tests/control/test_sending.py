@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from support.wire import eventually
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
 from tdx.control.progress import Tally
-from tdx.control.sending import OpenUpload, Sending
+from tdx.control.sending import OpenUpload, Sending, unacknowledged
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.source import Source
 from tdx.integrity import PART, cut
@@ -144,3 +147,23 @@ async def test_a_near_peer_gets_no_parts(tmp_path: Path) -> None:
     recorded = await first_runs(tmp_path, way, 3, streams=4)
     assert all(len(run) % EXTENT == 0 for run in way.runs)
     assert len(recorded) == 3
+
+
+def test_what_the_kernel_holds_is_not_taken_for_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as near:
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+        with far:
+            assert unacknowledged(near) == 0
+            near.setblocking(False)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += near.send(bytes(1 << 16))
+            waiting = unacknowledged(near)
+            assert 0 < waiting < sent
+            left = sent
+            while left:
+                left -= len(far.recv(1 << 20))
+            eventually(lambda: unacknowledged(near) == 0, "everything is acknowledged")
+    assert unacknowledged(near) == 0

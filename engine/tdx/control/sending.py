@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
+import socket
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -35,6 +39,9 @@ MINDS_NO_LOSS: Final = "bbr"
 
 RUN_SECONDS: Final = 4.0
 """About how long a run takes while the number of streams is being found out."""
+
+CAUTIOUS_SECONDS: Final = 2.0
+"""The same, where each stream may become a tenth as fast meanwhile."""
 
 PART_ROUND_TRIPS: Final = 4.0
 """How long a part of an extent takes at least: one of them goes by with nothing on its way."""
@@ -141,6 +148,8 @@ class Sending:
         self._wanted = 0
         self._active = 0
         self._held_bytes = upload.held.total()
+        self._sockets: set[socket.socket] = set()
+        """Those that may have bytes which the peer has not acknowledged yet."""
 
     async def send(self, missing: RangeSet) -> None:
         """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
@@ -153,7 +162,7 @@ class Sending:
             self._upload.length,
             self._wanted,
             part=None if self._near else self._upload.part,
-            run_seconds=RUN_SECONDS if self._fixed is None else None,
+            run_seconds=(CAUTIOUS_SECONDS if self._several else RUN_SECONDS) if self._fixed is None else None,
             least_seconds=0.0 if self._near else PART_ROUND_TRIPS * self._round_trip,
             cautious=self._fixed is None and self._several,
         )
@@ -171,8 +180,13 @@ class Sending:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OBSERVE_SECONDS):
                     await self._changed.wait()
-            self._wanted = scheduler.streams = count.observe(self._tally.sent, self._now())
+            self._wanted = scheduler.streams = count.observe(self._arrived(), self._now())
             self._start_streams(group, scheduler)
+
+    def _arrived(self) -> int:
+        """Bytes sent, without those that the kernel still holds: each new stream fills a buffer of several
+        MiB at once, which says nothing of the link."""
+        return self._tally.sent - sum(unacknowledged(sock) for sock in list(self._sockets))
 
     def _start_streams(self, group: asyncio.TaskGroup, scheduler: StreamScheduler) -> None:
         while self._active < self._wanted:
@@ -216,19 +230,23 @@ class Sending:
 
         hooks = SendHooks(sent=self._tally.add_sent, hashed=hashed, pace=self._pace.wait_for)
         extents = list(cut(span, size))
-        answer, ours = await self._client.upload(
-            "PUT",
-            self._upload.target,
-            [
-                *self._upload.fields,
-                ("Content-Range", format_content_range(ContentRange(span, self._upload.length))),
-            ],
-            len(span),
-            lambda sock: self._pump.send(
+        used: list[socket.socket] = []
+
+        def pump(sock: socket.socket) -> Stages:
+            used.append(sock)
+            self._sockets.add(sock)
+            return self._pump.send(
                 sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout
-            ),
-            cancel,
-        )
+            )
+
+        content_range = format_content_range(ContentRange(span, self._upload.length))
+        fields = [*self._upload.fields, ("Content-Range", content_range)]
+        try:
+            answer, ours = await self._client.upload(
+                "PUT", self._upload.target, fields, len(span), pump, cancel
+            )
+        finally:
+            self._sockets.difference_update(used)
         if ours is None:
             raise ProtocolError("the peer answered before it had the whole range")
         self._tally.add_stages(ours)
@@ -257,6 +275,16 @@ class Sending:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Bytes of a TCP connection that the kernel holds until the other end has them; 0 where it does not
+    tell (tcp(7), SIOCOUTQ)."""
+    try:
+        told = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(told, sys.byteorder)
 
 
 def first_of(failure: BaseException) -> BaseException:
