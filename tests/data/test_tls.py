@@ -47,13 +47,6 @@ from tdx.proto.chunked import ChunkedDecoder
 EXTENT = 4 * BUFFER
 
 
-@pytest.fixture(autouse=True, params=["many records at a call", "record by record"])
-def way_to_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything here holds with OpenSSL's own loop, and where that is not to be had."""
-    if request.param == "record by record":
-        monkeypatch.setattr("tdx.data.libssl.bulk_read", lambda _: None)
-
-
 def read_all(body: Body, step: int = 50_000) -> bytes:
     found, buffer = bytearray(), memoryview(bytearray(step))
     while n := body.readinto(buffer):

@@ -51,11 +51,8 @@ class RecordReader:
     """Takes the payload out of TLS records."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
-        from tdx.data import libssl
-
         # Its declared type knows bytearrays only.
         self._read = cast("Callable[[int, memoryview], int]", sock.read)  # pyright: ignore[reportDeprecated]
-        self._bulk = libssl.bulk_read(sock)
         self._error: OSError | None = None
 
     def receive(self, view: memoryview, *, whole: bool) -> int:
@@ -69,10 +66,6 @@ class RecordReader:
         got, size, until = 0, len(view), monotonic() + TICK
         try:
             while True:
-                if whole and self._bulk is not None and size - got > RECORD:
-                    got += self._bulk(view[got:])
-                    if got == size:
-                        return got
                 n = self._read(size - got, view[got:])
                 got += n
                 if not n or not whole or got == size or monotonic() >= until:
