@@ -29,7 +29,7 @@ from tdx.data.body import IdentityBody
 from tdx.data.port import Cancel, ReceiveHooks, SendHooks, Slot
 from tdx.data.probe import choose_receive
 from tdx.data.send import choose_send
-from tdx.data.sockets import to_worker
+from tdx.data.sockets import to_worker, unpaced
 from tdx.integrity import Root, cut, extent_size_for
 from tdx.model import Span
 
@@ -92,7 +92,9 @@ def send(pump: str, size: int, path: str, port: int) -> None:
     hooks = SendHooks(sent=ignore, hashed=lambda _, digest: digests.append(digest))
     before = cpu_seconds()
     started = time.perf_counter()
-    sock = socket.create_connection(("127.0.0.1", port))
+    sock = socket.socket()
+    unpaced(sock)
+    sock.connect(("127.0.0.1", port))
     to_worker(sock)
     extents = list(cut(Span(0, size), extent))
     stages = choose_send(pump, descriptor).send(sock, descriptor, extents, hooks, Cancel(), STALL)

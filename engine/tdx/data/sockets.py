@@ -46,7 +46,7 @@ def _set_timeouts(sock: socket.socket, seconds: float) -> None:
 
 def unpaced(sock: socket.socket) -> None:
     """Let nothing but the receiver's window hold back what ``sock``, which is not yet connected, will send
-    to this very machine (docs/decisions/001-pumps.md).
+    to this very machine (docs/decisions/008-one-large-push.md).
 
     A congestion control that paces (BBR) sets a timer for every few packets, for a link that is none.
     Reno does not, and is in every kernel. Elsewhere the choice stays the system's.
