@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Missing(Exception):
@@ -49,6 +49,16 @@ class Contestant(Protocol):
     def running(self, home: Path, target: Path) -> AbstractContextManager[Running]:
         """Start the receiving side, which writes below ``target``; ``home`` is an empty folder for keys,
         configuration and state. :class:`Missing` where a program is not there."""
+        ...
+
+
+@runtime_checkable
+class Fallible(Protocol):
+    """A contestant, none of ours, some of whose runs fail by no fault of the suite's."""
+
+    @property
+    def attempts(self) -> int:
+        """How often a run is begun until it counts as failed. Only the one that worked is timed."""
         ...
 
 

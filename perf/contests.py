@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from perf import cache
 from perf.content import count_of, remove, same_content, scratch, size_of
-from perf.contest import Contestant, Missing, Run, Running, Series, Settings, Table
+from perf.contest import Contestant, Fallible, Missing, Run, Running, Series, Settings, Table
 from perf.processes import cpu_seconds, timed, tree, wait_for_newcomers
 
 T = TypeVar("T")
@@ -86,12 +87,21 @@ class _Entry:
         except Missing as missing:
             self.missing = str(missing)
             return
-        prepare(self.source, settings, on_disk=on_disk, cold=cold)
-        before, used = tree(servers), cpu_seconds(servers)
-        try:
-            done = timed(command, with_memory_of=None if counts else servers)
-        except RuntimeError as error:
-            raise RuntimeError(f"{self.contestant.name}: {error}") from None
+        attempts = self.contestant.attempts if isinstance(self.contestant, Fallible) else 1
+        while True:
+            prepare(self.source, settings, on_disk=on_disk, cold=cold)
+            before, used = tree(servers), cpu_seconds(servers)
+            try:
+                done = timed(command, with_memory_of=None if counts else servers)
+                break
+            except RuntimeError as error:
+                attempts -= 1
+                if not attempts:
+                    raise RuntimeError(f"{self.contestant.name}: {error}") from None
+                print(f"  once more, since {self.contestant.name} failed: {error}", file=sys.stderr)
+                wait_for_newcomers(servers, before)
+                if (arrived := self.running.arrived(self.source)).exists():
+                    remove(arrived)
         wait_for_newcomers(servers, before)
         run = Run(done.seconds, done.cpu, cpu_seconds(servers) - used)
         self.take_away()

@@ -231,6 +231,7 @@ def write(results: Sequence[Result], folder: Path, *, plots: bool) -> Path:
 
         for result in results:
             made[result.outcome.scenario] = draw(result.outcome, folder / PLOTS)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT
     path.write_text(render(results, made))
     return path

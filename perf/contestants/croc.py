@@ -33,6 +33,8 @@ class Croc:
 
     name: str = "croc"
     does: str = "AES-256-GCM, XXH64 at both ends, receiver's start included, no fsync"
+    attempts: int = 3
+    """On a busy machine the two now and then fail to agree on a key ("could not secure channel")."""
 
     @contextmanager
     def running(self, home: Path, target: Path) -> Iterator[Running]:

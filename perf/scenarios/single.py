@@ -31,7 +31,8 @@ def run(settings: Settings) -> Outcome:
         ),
         (
             "croc has no server that stays up: its figure has the start of the receiver in it, and "
-            "all bytes pass through its relay."
+            "all bytes pass through its relay. A run of croc whose two ends fail to agree on a key is "
+            "repeated."
         ),
     )
     return Outcome("single", "One large file, everybody", notes, (table,), tuple(found))

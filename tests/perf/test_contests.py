@@ -130,6 +130,22 @@ def test_who_is_missing_has_no_runs_and_keeps_nobody_from_running(
     assert (len(there.runs), there.missing) == (2, None)
 
 
+@dataclass
+class Flaky(Scripted):
+    attempts: int = 2
+
+
+def test_a_run_of_a_fallible_peer_is_repeated_as_often_as_it_says(
+    tmp_path: Path, settings: Settings, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = f'mkdir {tmp_path}/failed && touch "$2" && exit 1; cp "$1" "$2"'
+    table = contest("one", [Flaky("flaky", once)], source, settings, rounds=2)
+    assert len(table.series[0].runs) == 2
+    assert "once more, since flaky failed" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="flaky"):
+        contest("one", [Flaky("flaky", "exit 1")], source, settings, rounds=2)
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [

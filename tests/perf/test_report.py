@@ -177,6 +177,11 @@ def test_the_report_is_made_from_the_results_alone(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "single-1.svg").is_file()
 
 
+def test_a_report_is_made_where_nothing_was_measured_yet(tmp_path: Path) -> None:
+    assert main(["report", "--out", str(tmp_path / "new")]) == 0
+    assert "Nothing has been measured yet." in (tmp_path / "new" / "REPORT.md").read_text()
+
+
 def test_every_scenario_is_listed_with_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
