@@ -81,42 +81,40 @@ class _Entry:
 
     def take_part(self, settings: Settings, *, on_disk: bool, cold: bool, counts: bool) -> None:
         assert self.running is not None
-        servers = self.running.servers
         try:
             command = self.running.command(self.source)
         except Missing as missing:
             self.missing = str(missing)
             return
         attempts = self.contestant.attempts if isinstance(self.contestant, Fallible) else 1
-        while True:
+        for left in reversed(range(attempts)):
             prepare(self.source, settings, on_disk=on_disk, cold=cold)
-            before, used = tree(servers), cpu_seconds(servers)
             try:
-                done = timed(command, with_memory_of=None if counts else servers)
+                self._run(command, self.running.servers, counts=counts)
                 break
             except RuntimeError as error:
-                attempts -= 1
-                if not attempts:
+                if not left:
                     raise RuntimeError(f"{self.contestant.name}: {error}") from None
                 print(f"  once more, since {self.contestant.name} failed: {error}", file=sys.stderr)
-                wait_for_newcomers(servers, before)
                 if (arrived := self.running.arrived(self.source)).exists():
                     remove(arrived)
-        wait_for_newcomers(servers, before)
-        run = Run(done.seconds, done.cpu, cpu_seconds(servers) - used)
-        self.take_away()
+        self._take_away(self.running.arrived(self.source))
+
+    def _run(self, command: Sequence[str], servers: Sequence[int], *, counts: bool) -> None:
+        before, used = tree(servers), cpu_seconds(servers)
+        try:
+            done = timed(command, with_memory_of=None if counts else servers)
+        finally:
+            wait_for_newcomers(servers, before)
         if counts:
-            self.runs.append(run)
+            self.runs.append(Run(done.seconds, done.cpu, cpu_seconds(servers) - used))
         else:
             self.memory = done.memory
 
-    def take_away(self) -> None:
-        assert self.running is not None
-        arrived = self.running.arrived(self.source)
+    def _take_away(self, arrived: Path) -> None:
         if not same_content(self.source, arrived):
-            raise RuntimeError(
-                f"{self.contestant.name}: what arrived at {arrived} differs from {self.source}"
-            )
+            name = self.contestant.name
+            raise RuntimeError(f"{name}: what arrived at {arrived} differs from {self.source}")
         remove(arrived)
 
     def series(self) -> Series:
