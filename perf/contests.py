@@ -81,13 +81,13 @@ class _Entry:
 
     def take_part(self, settings: Settings, *, on_disk: bool, cold: bool, counts: bool) -> None:
         assert self.running is not None
-        try:
-            command = self.running.command(self.source)
-        except Missing as missing:
-            self.missing = str(missing)
-            return
         attempts = self.contestant.attempts if isinstance(self.contestant, Fallible) else 1
         for left in reversed(range(attempts)):
+            try:
+                command = self.running.command(self.source)
+            except Missing as missing:
+                self.missing = str(missing)
+                return
             prepare(self.source, settings, on_disk=on_disk, cold=cold)
             try:
                 self._run(command, self.running.servers, counts=counts)

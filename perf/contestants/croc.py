@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +18,16 @@ from perf.contestants.programs import built, listening, reserved, says
 _HOST: Final = "127.0.0.2"
 """croc's relay takes 127.0.0.1 for every address of the machine."""
 
+_HEX_HOST: Final = f"{int.from_bytes(socket.inet_aton(_HOST), sys.byteorder):08X}"
 _PORTS: Final = 5
-_BOTH: Final = '"$0" --out "$1" --overwrite & "$0" send --no-local "$2" && wait $!'
-"""A receiver and a sender: they find each other in the relay whoever comes first."""
+_FLAGS: Final = "--yes --quiet --ignore-stdin --no-compress"
+_BOTH: Final = f"""\
+"$0" {_FLAGS} send --no-local "$2" & sender=$!
+until grep -q "$3" /proc/net/tcp; do kill -0 $sender || exit 1; sleep 0.01; done
+"$0" {_FLAGS} --out "$1" --overwrite && wait $sender
+"""
+"""A sender, and a receiver as soon as the sender has called the relay, which is when it has hashed the
+file: of two that come in the other order, neither gets through ("could not secure channel")."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Croc:
     name: str = "croc"
     does: str = "AES-256-GCM, XXH64 at both ends, receiver's start included, no fsync"
     attempts: int = 3
-    """On a busy machine the two now and then fail to agree on a key ("could not secure channel")."""
+    """On a busy machine the receiver may still be the first in the relay's room."""
 
     @contextmanager
     def running(self, home: Path, target: Path) -> Iterator[Running]:
@@ -45,14 +54,13 @@ class Croc:
                 "HOME": str(home),
                 "CROC_CONFIG_DIR": str(home / "croc"),
                 "CROC_PASS": secrets.token_hex(16),
-                "CROC_SECRET": "-".join(secrets.token_hex(4) for _ in range(3)),
                 "CROC_RELAY": f"{_HOST}:{ports[0]}",
             }
             surroundings = ["env", *(f"{name}={value}" for name, value in settings.items())]
             own = [*surroundings, program, "relay", "--host", _HOST]
             own += ["--ports", ",".join(map(str, ports))]
             process = held.enter_context(listening(own, home / "relay.log", ports[0], _HOST))
-            yield _Serving((process.pid,), surroundings, program, target)
+            yield _Serving((process.pid,), surroundings, program, target, ports[0])
 
     def version(self) -> str:
         return says(built("bin", "croc"), "--version")
@@ -64,11 +72,15 @@ class _Serving:
     surroundings: Sequence[str]
     program: str
     target: Path
+    port: int
 
     def command(self, source: Path) -> Sequence[str]:
-        flags = "--yes --quiet --ignore-stdin --no-compress"
-        both = _BOTH.replace('"$0"', f'"$0" {flags}')
-        return [*self.surroundings, "sh", "-c", both, self.program, str(self.target), str(source)]
+        # A new one each time: the relay may still have the last one's room.
+        code = "-".join(secrets.token_hex(4) for _ in range(3))
+        # proc(5): a connection to the relay's address that is established.
+        called = f"{_HEX_HOST}:{self.port:04X} 01"
+        words = [_BOTH, self.program, str(self.target), str(source), called]
+        return [*self.surroundings, f"CROC_SECRET={code}", "sh", "-c", *words]
 
     def arrived(self, source: Path) -> Path:
         return self.target / source.name
