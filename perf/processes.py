@@ -76,6 +76,7 @@ def timed(
         process.returncode = os.waitstatus_to_exitcode(status)
         said, complained = (_text(file) for file in (output, errors))
     if process.returncode != 0:
+        _end_group(process.pid)  # a shell's other half would go on
         what = "took too long and was killed" if seconds >= longest else f"exited with {process.returncode}"
         raise RuntimeError(f"{' '.join(command)[:SHOWN]} {what}: {(complained or said).strip()[-SHOWN:]}")
     return Timed(seconds, usage.ru_utime + usage.ru_stime, said, memory.peak if memory else None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from perf.processes import (
     tree,
     wait_for_newcomers,
 )
+from support.processes import wait_until
 
 MIB = 1 << 20
 BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
@@ -120,6 +122,21 @@ def test_memory_is_sampled_where_it_is_asked_for() -> None:
 def test_a_command_that_fails_says_what_it_said() -> None:
     with pytest.raises(RuntimeError, match="exited with 3: it broke"):
         timed(["sh", "-c", "echo it broke >&2; exit 3"])
+
+
+def test_a_command_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    with pytest.raises(RuntimeError, match="exited with 1"):
+        timed(["sh", "-c", f"sleep 600 & echo $! > {left}; exit 1"])
+    pid = int(left.read_text())
+    wait_until(lambda: not runs(pid), "the other half has ended")
+
+
+def runs(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_a_command_that_hangs_is_ended_with_its_children() -> None:
