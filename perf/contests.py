@@ -44,9 +44,9 @@ def contest(
     entries = [_Entry(contestant, its) for contestant, its in zip(contestants, sources, strict=True)]
     rounds = settings.rounds if rounds is None else rounds
     with (
-        contextlib.ExitStack() as stack,
         scratch(settings.disk) as homes,
         scratch(settings.disk if on_disk else settings.memory) as targets,
+        contextlib.ExitStack() as stack,
     ):
         for number, entry in enumerate(entries):
             home, target = homes / str(number), targets / str(number)

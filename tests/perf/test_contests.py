@@ -108,6 +108,22 @@ def test_tdx_takes_part_with_a_folder_and_its_receiver_is_accounted_for(
     assert series.does.startswith("TLS 1.3") == tls
 
 
+def test_servers_have_ended_before_their_folders_are_removed(settings: Settings, source: Path) -> None:
+    homes: list[bool] = []
+
+    class Watched(Scripted):
+        @contextmanager
+        def running(self, home: Path, target: Path) -> Iterator[Running]:
+            try:
+                with super().running(home, target) as running:
+                    yield running
+            finally:
+                homes.append(home.is_dir() and target.is_dir())
+
+    contest("one", [Watched("watched")], source, settings, rounds=1)
+    assert homes == [True]
+
+
 def test_each_contestant_may_have_a_source_of_its_own(
     tmp_path: Path, settings: Settings, source: Path
 ) -> None:
