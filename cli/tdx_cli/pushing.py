@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Final
 
 from tdx.control.items import Ended, Item, LeftOut
-from tdx.control.many import ManyPushes
 from tdx.control.push import PushOptions
+from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.control.signals import StopSignals

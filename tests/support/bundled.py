@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tdx.control.items import Ended, Item, LeftOut
-from tdx.control.many import ManyPushes
 from tdx.control.push import PushOptions
+from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.integrity import MIN_EXTENT, Root

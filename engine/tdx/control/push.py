@@ -11,8 +11,8 @@ from pathlib import Path
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally, receipt_of
+from tdx.control.push_whole import put_whole
 from tdx.control.sending import MOST_STREAMS, OpenUpload, Sending, first_of
-from tdx.control.whole import put_whole
 from tdx.data.port import Cancel
 from tdx.data.send import choose_send
 from tdx.data.source import Source

@@ -17,9 +17,9 @@ from tdx.control.dial import Dialer
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import FilePush, PushOptions
+from tdx.control.push_stream import StreamPush
 from tdx.control.resolve import Peer
 from tdx.control.sending import MOST_STREAMS
-from tdx.control.streamed import StreamPush
 from tdx.control.workers import Workers
 from tdx.data.source import Source
 from tdx.errors import Superseded, TdxError
@@ -33,7 +33,7 @@ from tdx.version import VERSION
 
 if TYPE_CHECKING:
     from tdx.control.items import Watch
-    from tdx.control.many import ManyPushes
+    from tdx.control.push_many import ManyPushes
     from tdx.control.resolve import Find
 
 
@@ -92,7 +92,7 @@ class Sender:
     def many(self, options: PushOptions, watch: Watch) -> ManyPushes:
         """Pushes of many files, several at a time; ``watch`` is told of each. ``options`` hold for
         all of them and name none."""
-        from tdx.control.many import ManyPushes
+        from tdx.control.push_many import ManyPushes
 
         return ManyPushes(self, options, watch)
 

@@ -10,8 +10,8 @@ from typing import Final
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally, receipt_of
+from tdx.control.push_whole import put_buffer, put_whole
 from tdx.control.sending import OpenUpload
-from tdx.control.whole import put_buffer, put_whole
 from tdx.data.port import Cancel
 from tdx.data.stream import read_block
 from tdx.errors import ExtentsDiffer, TdxError, UsageError, VerificationFailed

@@ -17,7 +17,7 @@ from tdx.control.sending import MOST_STREAMS
 from tdx.errors import TdxError, UnknownPeer, Unreachable
 
 if TYPE_CHECKING:
-    from tdx.control.bundling import Outcome
+    from tdx.control.push_bundle import Outcome
     from tdx.control.sender import Sender
     from tdx.data.entries import SmallFile
 
@@ -250,7 +250,7 @@ class ManyPushes:
         return await self._sender.push_file(Path(item.path), options, tally)
 
     async def _push_together(self, items: Sequence[Item], tally: Tally) -> None:
-        from tdx.control.bundling import BundlePush, NotBundled
+        from tdx.control.push_bundle import BundlePush, NotBundled
         from tdx.data.entries import SmallFile
 
         began = _now()

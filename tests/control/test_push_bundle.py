@@ -12,7 +12,7 @@ import pytest
 
 from support.bundled import Request, items_of, push_many, receipt, refusal, stub_receiver
 from tdx.control.items import Item
-from tdx.control.many import ManyPushes
+from tdx.control.push_many import ManyPushes
 from tdx.control.sender import SenderOptions
 from tdx.errors import Interrupted
 from tdx.metrics import Metrics

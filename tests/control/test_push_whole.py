@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.receiving import RunningReceiver, push
-from tdx.control.whole import AT_ONCE
+from tdx.control.push_whole import AT_ONCE
 from tdx.errors import Exists
 from tdx.model import Conflict, Outcome
 

@@ -16,9 +16,9 @@ from support.receiving import RunningReceiver, running
 from support.vouching import Vouching
 from tdx.control import routes
 from tdx.control.items import BUNDLED_MOST, Item, LeftOut
-from tdx.control.many import BUNDLE_FILES, FILES_AT_ONCE, ManyPushes
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
+from tdx.control.push_many import BUNDLE_FILES, FILES_AT_ONCE, ManyPushes
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.control.sending import MOST_STREAMS
