@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Final
 
-from tdx.control.batches import Batch
 from tdx.control.files import receipt_document
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.receiver import Receiver
+from tdx.control.replays import Batch
 from tdx.control.session import largest_file
 from tdx.data.buffers import BUFFERS
 from tdx.data.unpack import Entries

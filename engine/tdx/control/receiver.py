@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from tdx.config import ServeConfig
-from tdx.control.batches import Batches
+from tdx.control.replays import Batches
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
