@@ -19,8 +19,8 @@ from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import LIFETIME, UNFINISHED_AGE
 from tdx.store.local import LocalStore
+from tdx.store.publish_bundle import FEW
 from tdx.store.receipts import Receipts
-from tdx.store.together import FEW
 
 pytestmark = pytest.mark.usefixtures("counted_receipts")
 

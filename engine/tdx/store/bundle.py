@@ -1,4 +1,4 @@
-"""One bundle on a local disk: small files staged side by side, for :mod:`tdx.store.together` to publish."""
+"""One bundle on a local disk: small files staged side by side, for :mod:`tdx.store.publish_bundle` to publish."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundles import BundleFolder
 from tdx.store.datafile import Disk, Growth
 from tdx.store.port import Admit, SmallFile
+from tdx.store.publish_bundle import Publication, Shop, Staged
 from tdx.store.syscalls import System, failure
-from tdx.store.together import Publication, Shop, Staged
 
 _BLOCK: Final = 4096
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from tdx.errors import UploadBusy
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
-from tdx.store.final import FinalNames
+from tdx.store.final_names import FinalNames
 from tdx.store.folders import remove
 from tdx.store.paths import DIRECTORY, read_all, write_all
 from tdx.store.receipts import Receipts

@@ -20,7 +20,7 @@ from tdx.model import RESERVE, Conflict, FileName, Owner, Receipt, UploadId, Upl
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import UNFINISHED_AGE, Bundles
 from tdx.store.datafile import DataFile, Disk
-from tdx.store.final import FinalNames
+from tdx.store.final_names import FinalNames
 from tdx.store.folders import Folder, Unreadable, remove
 from tdx.store.journal import Session
 from tdx.store.ledger import Ledger
@@ -28,13 +28,13 @@ from tdx.store.own import lock, open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
 from tdx.store.port import Existing, Partial
 from tdx.store.publish import Destination
+from tdx.store.publish_bundle import MOST_LOOK_ALIKES, Shop
 from tdx.store.published import still_there
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.rules import check_name, created, is_idle, matching
 from tdx.store.space import Space
 from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, SYNCED_AS_A_WHOLE, System, failure
-from tdx.store.together import MOST_LOOK_ALIKES, Shop
 from tdx.store.upload import LocalUpload
 from tdx.store.uploads import Uploads
 

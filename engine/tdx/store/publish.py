@@ -15,7 +15,7 @@ from typing import Any
 
 from tdx.errors import NotFound
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
-from tdx.store.final import FinalNames
+from tdx.store.final_names import FinalNames
 from tdx.store.folders import DATA, Folder
 from tdx.store.paths import Tree
 from tdx.store.receipts import Receipts

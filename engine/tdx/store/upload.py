@@ -19,7 +19,7 @@ from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 from tdx.store.datafile import DataFile
-from tdx.store.final import DirectoryNotDurable
+from tdx.store.final_names import DirectoryNotDurable
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
 from tdx.store.journal import Record, runs

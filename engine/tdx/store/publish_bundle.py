@@ -20,7 +20,7 @@ from tdx.errors import TdxError
 from tdx.integrity import MIN_EXTENT, Root
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
-from tdx.store.final import FinalNames
+from tdx.store.final_names import FinalNames
 from tdx.store.paths import Tree, Unsynced
 from tdx.store.port import Admit, SmallFile
 from tdx.store.reading import extent_digests
