@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from store.faulty import FaultySystem
-from support.bundling import END, bundle, entry, fields, post, post_chunked, results, said
+from support.bundle_wire import END, bundle, entry, fields, post, post_chunked, results, said
 from support.datakit import pattern
 from support.receiving import RunningReceiver, in_background, local_store, running
 from support.vouching import Vouching

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from store.bundling import anything, outcomes, small
+from store.bundle_conformance import anything, outcomes, small
 from store.conformance import ME, content, visible
 from store.faulty import FaultySystem, Stopped, WithoutRenameat2
 from tdx.errors import NoSpace, StorageError, TdxError

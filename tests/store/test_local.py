@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from store.bundling import BundleConformance
+from store.bundle_conformance import BundleConformance
 from store.conformance import Harness, StoreConformance, visible
 from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2
 from tdx.model import UploadId

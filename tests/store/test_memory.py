@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from store.bundling import BundleConformance
+from store.bundle_conformance import BundleConformance
 from store.conformance import Harness, StoreConformance
 from tdx.model import UploadId
 from tdx.store.memory import MemoryStore
