@@ -48,7 +48,7 @@ MORE = entry("more", pattern(3 << 20), "more")[: 2 << 20]
 
 def on_its_way(receiver: RunningReceiver, count: int) -> None:
     """Wait until so many entries have been looked at."""
-    eventually(lambda: len(receiver.running.batches._keys) >= count, f"{count} entries are here")
+    eventually(lambda: len(receiver.running.replays._keys) >= count, f"{count} entries are here")
 
 
 # --- what arrives ---------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_a_bundle_that_comes_again_while_the_first_still_hangs_is_not_stored_twi
         assert hanging.answer().problem == "superseded"
     assert receiver.visible() == files
     receiver.is_quiet()
-    assert receiver.running.batches._keys == {}
+    assert receiver.running.replays._keys == {}
 
 
 def test_a_bundle_that_is_read_only_after_its_own_replay_is_not_stored_twice(
@@ -328,8 +328,8 @@ def test_a_bundle_that_comes_again_while_the_first_is_published_waits_for_it(tmp
             eventually(reached.exists, "the disk is asked to sync")
             wire.reset()
         with in_background(lambda: post(receiver, bundle(files), replay=True)) as again:
-            batches = receiver.running.batches
-            eventually(lambda: any(each.cancel.reason for each in batches._keys.values()), "it waits")
+            replays = receiver.running.replays
+            eventually(lambda: any(each.cancel.reason for each in replays._keys.values()), "it waits")
             assert not again.done()
             gate.unlink()
             assert said(again.result(30)) == [("published", "a"), ("published", "b")]

@@ -11,11 +11,11 @@ from store.conformance import EXTENT, ME, YOU, Harness, content
 from tdx.errors import NoSpace, StorageError, TdxError
 from tdx.integrity import Root, digest_of
 from tdx.model import Conflict, FileName, Receipt, UploadId
-from tdx.store.port import Admit, SmallFile, Store
+from tdx.store.port import Admit, BundledFile, Store
 
 
-def small(name: str, data: bytes, key: str = "k", **more: Any) -> SmallFile:
-    return SmallFile(FileName(name), len(data), digest_of(data), key, **more)
+def small(name: str, data: bytes, key: str = "k", **more: Any) -> BundledFile:
+    return BundledFile(FileName(name), len(data), digest_of(data), key, **more)
 
 
 def anything(_upload: UploadId, _size: int) -> None:

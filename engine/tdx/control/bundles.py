@@ -11,7 +11,7 @@ from typing import Final
 from tdx.control.files import receipt_document
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.receiver import Receiver
-from tdx.control.replays import Batch
+from tdx.control.replays import Incoming
 from tdx.control.session import largest_file
 from tdx.data.buffers import BUFFERS
 from tdx.data.unpack import Entries
@@ -32,7 +32,7 @@ from tdx.proto import bundle as wire
 from tdx.proto import fields
 from tdx.proto.names import check_name
 from tdx.proto.problem import document_of
-from tdx.store.port import Bundle, SmallFile
+from tdx.store.port import Bundle, BundledFile
 
 _TOLD_AT: Final = 1 << 20
 """Received bytes are counted when so many have come."""
@@ -51,9 +51,9 @@ async def receive(receiver: Receiver, exchange: Exchange) -> Response:
     exchange.grant.check_conflict(conflict)
     replay = fields.parse_boolean(exchange.headers("tdx-replay") or "?0")
     length, owner = exchange.head.framing.length, exchange.identity.owner
-    batch = Batch(owner, replay=replay)
+    incoming = Incoming(owner, replay=replay)
     staging = await receiver.workers.on_disk(receiver.store.bundle, owner, conflict, length)
-    arrival = Arrival(receiver, exchange, batch, staging, conflict)
+    arrival = Arrival(receiver, exchange, incoming, staging, conflict)
     try:
         try:
             await arrival.receive()
@@ -80,13 +80,13 @@ class Arrival:
         self,
         receiver: Receiver,
         exchange: Exchange,
-        batch: Batch,
+        incoming: Incoming,
         staging: Bundle,
         conflict: Conflict,
     ) -> None:
         self._receiver = receiver
         self._exchange = exchange
-        self._batch = batch
+        self._incoming = incoming
         self._staging = staging
         self._conflict = conflict
         self._grant = exchange.grant
@@ -102,9 +102,9 @@ class Arrival:
     async def receive(self) -> None:
         """Stage the entries of the body. Raises what broke it off."""
         exchange, metrics = self._exchange, self._receiver.metrics
-        body = await exchange.file_body(self._batch.cancel)
+        body = await exchange.file_body(self._incoming.cancel)
         try:
-            await exchange.connection.lend(lambda _: self._take_all(body), self._batch.cancel)
+            await exchange.connection.lend(lambda _: self._take_all(body), self._incoming.cancel)
         finally:
             metrics.add_stages(self._stages)
             metrics.received_bytes.add(self._untold, (exchange.protocol,))
@@ -148,20 +148,20 @@ class Arrival:
 
     def _earlier(self, key: str) -> Result | None:
         """What became of the file when it came before. Raises why the whole has to end."""
-        if key in self._batch.keys:
+        if key in self._incoming.keys:
             return ProtocolError("the key of this entry is another one's of the same bundle")
-        if self._receiver.batches.claim(self._batch, key):
-            return self._receiver.store.receipt_by_key(self._batch.owner, key)
+        if self._receiver.replays.claim(self._incoming, key):
+            return self._receiver.store.receipt_by_key(self._incoming.owner, key)
         return None
 
-    def _accept(self, entry: wire.Entry) -> SmallFile:
+    def _accept(self, entry: wire.Entry) -> BundledFile:
         if entry.size > self._most:
             by = f" by rule `{self._grant.rule}`" if self._most == self._grant.max_file else ""
             raise TooLarge(f"a file of {entry.size} bytes where at most {self._most} are taken{by}")
         name = self._grant.place(check_name(entry.name))
-        return SmallFile(name, entry.size, entry.digest, entry.key, entry.mtime_ns, entry.mode)
+        return BundledFile(name, entry.size, entry.digest, entry.key, entry.mtime_ns, entry.mode)
 
-    def _stage(self, file: SmallFile, entries: Entries) -> TdxError | None:
+    def _stage(self, file: BundledFile, entries: Entries) -> TdxError | None:
         """Write the content and compare its digest; why it cannot be kept. Raises what ends the body."""
         stages, staging = self._stages, self._staging
         failed: TdxError | None = None
@@ -211,7 +211,7 @@ class Arrival:
     def end(self) -> None:
         """Keep nothing that is not published. Blocks."""
         self._staging.close()
-        self._receiver.batches.leave(self._batch)
+        self._receiver.replays.leave(self._incoming)
 
     async def _publish_permitted(self) -> list[Result]:
         exchange, receiver = self._exchange, self._receiver
@@ -232,7 +232,7 @@ class Arrival:
         return results
 
     def _publish(self) -> list[Result]:
-        quotas, owner, grant = self._receiver.sessions.quotas, self._batch.owner, self._exchange.grant
+        quotas, owner, grant = self._receiver.sessions.quotas, self._incoming.owner, self._exchange.grant
         admitted: list[UploadId] = []
         refusal: NoSpace | None = None
 

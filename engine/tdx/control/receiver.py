@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from tdx.config import ServeConfig
-from tdx.control.replays import Batches
+from tdx.control.replays import Replays
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
@@ -30,7 +30,7 @@ class Receiver:
     admission: Admission
     metrics: Metrics
     policy: Policy
-    batches: Batches = field(default_factory=Batches)
+    replays: Replays = field(default_factory=Replays)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
 

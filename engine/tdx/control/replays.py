@@ -15,7 +15,7 @@ REPLAYS_REMEMBERED: Final = 16
 _AGAIN: Final = "the same files have come again"
 
 
-class Batch:
+class Incoming:
     """One bundle on its way, from ``owner``; ``replay``: its sender says that it was sent before.
     ``cancel`` ends the receiving of it."""
 
@@ -38,29 +38,29 @@ class Batch:
             waiting.check()
 
 
-class Batches:
-    """Those of one receiver. Several threads at once."""
+class Replays:
+    """Who has which key of the bundles that are coming in, and had it of late. Several threads at once."""
 
     def __init__(self) -> None:
-        self._keys: dict[tuple[Owner, str], Batch] = {}
-        self._replays: deque[Batch] = deque(maxlen=REPLAYS_REMEMBERED)
+        self._keys: dict[tuple[Owner, str], Incoming] = {}
+        self._replays: deque[Incoming] = deque(maxlen=REPLAYS_REMEMBERED)
         """The newest that have ended: what lay unread in some buffer may come after its own replay."""
 
-    def claim(self, batch: Batch, key: str) -> bool:
-        """Make this key of its owner's ``batch``'s own, once nobody else has it; whether what it stands for
-        may have been published before."""
-        before = batch.replay
-        batch.keys.add(key)
-        while (other := self._keys.setdefault((batch.owner, key), batch)) is not batch:
-            other.wait(batch.cancel)
+    def claim(self, bundle: Incoming, key: str) -> bool:
+        """Make this key of its owner the ``bundle``'s own, once nobody else has it; whether what it stands
+        for may have been published before."""
+        before = bundle.replay
+        bundle.keys.add(key)
+        while (other := self._keys.setdefault((bundle.owner, key), bundle)) is not bundle:
+            other.wait(bundle.cancel)
             before = True
-        return before or any(key in each.keys and each.owner == batch.owner for each in list(self._replays))
+        return before or any(key in each.keys and each.owner == bundle.owner for each in list(self._replays))
 
-    def leave(self, batch: Batch) -> None:
+    def leave(self, bundle: Incoming) -> None:
         """Whatever was to be published of it is, with its receipts."""
-        if batch.replay:
-            self._replays.append(batch)
-        for key in batch.keys:
-            if self._keys.get((batch.owner, key)) is batch:
-                del self._keys[batch.owner, key]
-        batch.leave()
+        if bundle.replay:
+            self._replays.append(bundle)
+        for key in bundle.keys:
+            if self._keys.get((bundle.owner, key)) is bundle:
+                del self._keys[bundle.owner, key]
+        bundle.leave()

@@ -1,4 +1,4 @@
-"""One bundle on a local disk: small files staged side by side, for :mod:`tdx.store.publish_bundle` to publish."""
+"""One bundle on a local disk: small files staged side by side, to be published together."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tdx.errors import StorageError, TdxError
 from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundles import BundleFolder
 from tdx.store.datafile import Disk, Growth
-from tdx.store.port import Admit, SmallFile
-from tdx.store.publish_bundle import Publication, Shop, Staged
+from tdx.store.port import Admit, BundledFile
+from tdx.store.publish_bundle import Publication, PublishContext, Staged
 from tdx.store.syscalls import System, failure
 
 _BLOCK: Final = 4096
@@ -26,7 +26,7 @@ class LocalBundle:
         self,
         system: System,
         disk: Disk,
-        shop: Shop,
+        context: PublishContext,
         folder: BundleFolder,
         owner: Owner,
         conflict: Conflict,
@@ -39,8 +39,8 @@ class LocalBundle:
         self._ended = ended
         self._growth = Growth("small files", disk)
         self._bits = 0o666 & ~disk.umask
-        self._publication = Publication(shop, folder, owner, conflict)
-        self._file: SmallFile | None = None
+        self._publication = Publication(context, folder, owner, conflict)
+        self._file: BundledFile | None = None
         self._fd = -1
         self._at = 0
         self._begun = 0
@@ -53,7 +53,7 @@ class LocalBundle:
         """Bytes that were promised to it and are not written yet."""
         return max(0, self._length - self.staged)
 
-    def begin(self, file: SmallFile) -> None:
+    def begin(self, file: BundledFile) -> None:
         number = str(self._begun)
         self._begun += 1
         self._growth.check(-(-file.size // _BLOCK) * _BLOCK)
@@ -64,7 +64,7 @@ class LocalBundle:
         self._file = file
         self._at = 0
 
-    def _bits_of(self, file: SmallFile) -> int:
+    def _bits_of(self, file: BundledFile) -> int:
         return self._bits if file.mode is None else file.mode & 0o777
 
     def write(self, data: memoryview) -> None:

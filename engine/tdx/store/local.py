@@ -28,7 +28,7 @@ from tdx.store.own import lock, open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
 from tdx.store.port import Existing, Partial
 from tdx.store.publish import Destination
-from tdx.store.publish_bundle import MOST_LOOK_ALIKES, Shop
+from tdx.store.publish_bundle import PublishContext
 from tdx.store.published import still_there
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
@@ -92,7 +92,7 @@ class LocalStore:
             self._names = FinalNames(system, self._tree)
             self._destination = Destination(system, self._tree, self._names, receipts)
             self._bundles = Bundles(system, bundles, self._names, receipts)
-            self._shop = Shop(
+            self._publishing = PublishContext(
                 system, self._tree, self._names, receipts, self._bundles, kind in SYNCED_AS_A_WHOLE
             )
             self._resources = undo.pop_all()
@@ -180,7 +180,7 @@ class LocalStore:
     def bundle(self, owner: Owner, conflict: Conflict, length: int | None) -> LocalBundle:
         folder = self._bundles.make()
         bundle = LocalBundle(
-            self._system, self._disk, self._shop, folder, owner, conflict, length, self._forget_bundle
+            self._system, self._disk, self._publishing, folder, owner, conflict, length, self._forget_bundle
         )
         with self._lock:
             self._receiving.add(bundle)
@@ -232,7 +232,7 @@ class LocalStore:
 
     def look_alikes(self, owner: Owner, name: FileName, size: int) -> list[Existing]:
         found = [self.existing(name)]
-        for path in self._receipts.paths(owner, name, size, MOST_LOOK_ALIKES):
+        for path in self._receipts.paths(owner, name, size):
             if path != name:
                 with contextlib.suppress(TdxError):  # what is in its way now is no look-alike
                     found.append(self.existing(FileName(path)))

@@ -8,7 +8,7 @@ from tdx.errors import StorageError, TdxError
 from tdx.integrity import MIN_EXTENT, Root
 from tdx.model import Conflict, Outcome, Owner, Receipt, Span, UploadSpec
 from tdx.store.memory_upload import MemoryUpload
-from tdx.store.port import Admit, Existing, Piece, SmallFile
+from tdx.store.port import Admit, BundledFile, Existing, Piece
 
 
 class MemoryBundle:
@@ -26,10 +26,10 @@ class MemoryBundle:
         self._conflict = conflict
         self._create = create
         self._identical = identical
-        self._staged: list[tuple[SmallFile, bytearray]] = []
+        self._staged: list[tuple[BundledFile, bytearray]] = []
         self._begun = False
 
-    def begin(self, file: SmallFile) -> None:
+    def begin(self, file: BundledFile) -> None:
         self._staged.append((file, bytearray()))
         self._begun = True
 
@@ -63,7 +63,7 @@ class MemoryBundle:
             for (file, _), each in zip(self._staged, prepared, strict=True)
         ]
 
-    def _upload(self, file: SmallFile, data: bytearray) -> MemoryUpload | TdxError:
+    def _upload(self, file: BundledFile, data: bytearray) -> MemoryUpload | TdxError:
         # With this mode a name that is taken is no obstacle yet.
         spec = UploadSpec(
             self._owner, file.name, file.size, MIN_EXTENT, key=file.key, conflict=Conflict.OVERWRITE
@@ -77,7 +77,7 @@ class MemoryBundle:
             return error
         return upload
 
-    def _publish(self, file: SmallFile, upload: MemoryUpload, admit: Admit) -> Receipt | TdxError:
+    def _publish(self, file: BundledFile, upload: MemoryUpload, admit: Admit) -> Receipt | TdxError:
         digests = [file.digest] if file.size else []
         root = str(Root.over(digests, file.size, MIN_EXTENT))
         spec = UploadSpec(

@@ -168,7 +168,7 @@ class Upload(Protocol):
 
 
 @dataclass(slots=True)
-class SmallFile:
+class BundledFile:
     """A file of at most one extent that comes in a bundle; ``digest`` is its sender's, ``key`` as in
     :class:`tdx.model.UploadSpec`."""
 
@@ -191,7 +191,7 @@ class Bundle(Protocol):
     :meth:`keep` or :meth:`drop`; :meth:`publish` at most once, and :meth:`close` in any case.
     """
 
-    def begin(self, file: SmallFile) -> None:
+    def begin(self, file: BundledFile) -> None:
         """The next file. NoSpace, StorageError."""
         ...
 

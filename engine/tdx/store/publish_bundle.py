@@ -22,13 +22,10 @@ from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
 from tdx.store.final_names import FinalNames
 from tdx.store.paths import Tree, Unsynced
-from tdx.store.port import Admit, SmallFile
+from tdx.store.port import Admit, BundledFile
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.syscalls import UNSUPPORTED, System, failure
-
-MOST_LOOK_ALIKES: Final = 8
-"""Earlier copies of one name that are compared with what is being pushed again."""
 
 FEW: Final = 2
 """Up to this many directories are synced one by one; beyond, one more syncfs costs less."""
@@ -40,14 +37,14 @@ class Staged:
     final name, once it has been chosen."""
 
     place: int
-    file: SmallFile
+    file: BundledFile
     number: str
     inode: int
     path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Shop:
+class PublishContext:
     """What every publication of a store works with. ``as_one``: its filesystem can be synced as a whole."""
 
     system: System
@@ -61,15 +58,17 @@ class Shop:
 class Publication:
     """Publishes what lies in ``folder``; used once."""
 
-    def __init__(self, shop: Shop, folder: BundleFolder, owner: Owner, conflict: Conflict) -> None:
-        self._shop = shop
-        self._system = shop.system
-        self._tree = shop.tree
-        self._names = shop.names
+    def __init__(
+        self, context: PublishContext, folder: BundleFolder, owner: Owner, conflict: Conflict
+    ) -> None:
+        self._context = context
+        self._system = context.system
+        self._tree = context.tree
+        self._names = context.names
         self._folder = folder
         self._owner = owner
         self._conflict = conflict
-        self._as_one = shop.as_one
+        self._as_one = context.as_one
         self._results: dict[int, Receipt | TdxError] = {}
         self._unsynced: Unsynced = {}
         self._unsure: list[Staged] = []
@@ -88,13 +87,13 @@ class Publication:
                 waiting = self._round(waiting)
             self._sync_names()
             found = [self._results[each.place] for each in files]
-            self._shop.receipts.put_many(
+            self._context.receipts.put_many(
                 [each for each in found if isinstance(each, Receipt)], lifetime=LIFETIME
             )
         except (TdxError, OSError):
             if self._placed:
                 self.unfinished = True
-                self._shop.bundles.unrecorded(self._folder.name)
+                self._context.bundles.unrecorded(self._folder.name)
             raise
         return found
 
@@ -165,18 +164,18 @@ class Publication:
             return None
         return self._names.choose(fd, leaf, file.name, self._conflict)
 
-    def _find_identical(self, file: SmallFile, *, same_size: bool) -> str | None:
+    def _find_identical(self, file: BundledFile, *, same_size: bool) -> str | None:
         """The path of a published file that has this content: of that name, or what an earlier push of it
         was numbered as."""
         if same_size and self._has(file.name, file):
             return file.name
         if self._conflict is Conflict.RENAME:
-            for path in self._shop.receipts.paths(self._owner, file.name, file.size, MOST_LOOK_ALIKES):
+            for path in self._context.receipts.paths(self._owner, file.name, file.size):
                 if path != file.name and self._has(path, file):
                     return path
         return None
 
-    def _has(self, path: str, file: SmallFile) -> bool:
+    def _has(self, path: str, file: BundledFile) -> bool:
         try:
             fd = self._tree.open_file(path)
             if fd is None:

@@ -20,6 +20,9 @@ from typing import Any, Final, NamedTuple
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 
+MOST_PATHS: Final = 8
+"""Earlier copies of one name that are compared with what is being pushed again."""
+
 _PATIENCE: Final = 30.0
 """Seconds to wait for another process's write."""
 
@@ -147,11 +150,11 @@ class Receipts:
         """The newest receipt for this owner's key."""
         return self._one(_BY_KEY, owner, key)
 
-    def paths(self, owner: Owner, name: FileName, size: int, limit: int) -> list[str]:
-        """Where this owner's files that were pushed as ``name``, with this size, ended up: the
-        newest ``limit``."""
+    def paths(self, owner: Owner, name: FileName, size: int) -> list[str]:
+        """Where this owner's files that were pushed as ``name``, with this size, ended up: the newest
+        :data:`MOST_PATHS`."""
         with self._cursor() as cursor:
-            cursor.execute(_PATHS, (self._store, owner, name, size, limit))
+            cursor.execute(_PATHS, (self._store, owner, name, size, MOST_PATHS))
             return [str(path) for (path,) in cursor.fetchall()]
 
     def files(self, owner: Owner | None = None) -> list[PublishedFile]:
