@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from tdx.control.progress import PushResult, Tally
+    from tdx.control.progress import PushResult
     from tdx.errors import TdxError
 
 STDIN: Final = "-"
@@ -71,13 +71,3 @@ class Watch(Protocol):
     def flush(self) -> None:
         """Nothing more happens for now."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """What is on its way: one file, or several together. ``began`` is in the loop's seconds."""
-
-    items: Sequence[Item]
-    tally: Tally
-    began: float
-    begun: bool = False

@@ -33,7 +33,7 @@ TARGET: Final = "/files"
 
 _UNKNOWN: Final = (NotFound, MethodNotAllowed, LengthRequired, UnsupportedMedia)
 
-Outcome = PushResult | TdxError
+FileOutcome = PushResult | TdxError
 
 
 class NotBundled(Exception):
@@ -58,7 +58,7 @@ class BundlePush:
         tally: Tally,
         turn: asyncio.Lock,
     ) -> None:
-        self.outcomes: dict[SmallFile, Outcome] = {}
+        self.outcomes: dict[SmallFile, FileOutcome] = {}
         self._client = client
         self._files = files
         self._conflict = conflict
@@ -181,7 +181,7 @@ class BundlePush:
         return list(refused)
 
 
-def _outcome_of(file: SmallFile, answer: object, seconds: float) -> Outcome:
+def _outcome_of(file: SmallFile, answer: object, seconds: float) -> FileOutcome:
     if not isinstance(answer, dict):
         return ProtocolError("the peer's answer is not a receipt; is it a tdx receiver?")
     document = cast("dict[str, object]", answer)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tdx.control.items import BUNDLED_MOST, Ended, Item, LeftOut, Running, Watch
+from tdx.control.items import BUNDLED_MOST, Ended, Item, LeftOut, Watch
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
 from tdx.control.sending import MOST_STREAMS
 from tdx.errors import TdxError, UnknownPeer, Unreachable
 
 if TYPE_CHECKING:
-    from tdx.control.push_bundle import Outcome
+    from tdx.control.push_bundle import FileOutcome
     from tdx.control.sender import Sender
     from tdx.data.entries import SmallFile
 
@@ -42,7 +42,7 @@ almost from its beginning."""
 
 
 @dataclass(slots=True)
-class Extent:
+class RunTally:
     """What is known of a run as a whole. ``files`` and ``size`` (bytes) are of what has been seen
     so far, and of all of it once ``complete``; ``ended`` and ``ended_size`` of that, what has ended."""
 
@@ -53,12 +53,23 @@ class Extent:
     ended_size: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class Running:
+    """What is on its way: one file, or several together. ``began`` is in the loop's seconds; ``begun``:
+    its task has run, and hears of a cancellation."""
+
+    items: Sequence[Item]
+    tally: Tally
+    began: float
+    begun: bool = False
+
+
 class ManyPushes:
     """One run. Items are taken up in their order, and end in any."""
 
     def __init__(self, sender: Sender, options: PushOptions, watch: Watch) -> None:
         """``options`` without a name: each item has its own."""
-        self.whole = Extent()
+        self.whole = RunTally()
         self.running: dict[asyncio.Task[None], Running] = {}
         self._sender = sender
         self._watch = watch
@@ -281,7 +292,7 @@ class ManyPushes:
         self._watch.flush()
 
     def _end_together(
-        self, files: dict[Item, SmallFile], outcomes: dict[SmallFile, Outcome], began: float
+        self, files: dict[Item, SmallFile], outcomes: dict[SmallFile, FileOutcome], began: float
     ) -> dict[Item, SmallFile]:
         """Tell how each file ended; those that have no outcome yet."""
         seconds = _now() - began
