@@ -51,7 +51,7 @@ def _receiver(sock: socket.socket) -> Receive:
     return receive
 
 
-class _SocketBody(ABC):
+class SocketBody(ABC):
     """What all bodies share: receiving, waiting, stalling, cancelling."""
 
     def __init__(
@@ -96,10 +96,7 @@ class _SocketBody(ABC):
                 n = self._read_some(view[got:])
                 got += n
                 self._check()
-                if n:
-                    self._patience.moved(n)
-                else:
-                    self._patience.waited()
+                self._passed(n)
         except TdxError as error:
             self._check()
             self._failure = error
@@ -109,6 +106,13 @@ class _SocketBody(ABC):
 
     def interrupt(self, reason: BaseException) -> None:
         self._interrupted = reason
+
+    def _passed(self, n: int) -> None:
+        """A read has brought ``n`` bytes, or has waited for a TICK."""
+        if n:
+            self._patience.moved(n)
+        else:
+            self._patience.waited()
 
     def _check(self) -> None:
         self._cancel.check()
@@ -136,7 +140,7 @@ class _SocketBody(ABC):
         return n
 
 
-class LengthBody(_SocketBody):
+class LengthBody(SocketBody):
     """A body of ``length`` bytes (Content-Length), beginning with ``prefix``.
 
     ``prefix`` is what arrived with the head; what of it lies beyond the body is
@@ -213,7 +217,7 @@ class IdentityBody(LengthBody):
         self._patience.waited()
 
 
-class ChunkedBody(_SocketBody):
+class ChunkedBody(SocketBody):
     """A body in chunked coding, beginning with ``prefix``, on a plain or a TLS socket; the other arguments
     as for :class:`LengthBody`. ``decoder`` has been fed nothing yet."""
 

@@ -202,8 +202,10 @@ class SendPump(Protocol):
         hooks: SendHooks,
         cancel: Cancel,
         stall_timeout: float,
+        seal: bytes | None = None,
     ) -> Stages:
-        """Send these contiguous extents of the file, in order, hashing each.
+        """Send these contiguous extents of the file, in order, hashing each; ``seal``: beneath TLS, sealed
+        under this key (:mod:`tdx.data.seal`).
 
         Raises :class:`EarlyAnswer` when the socket turns readable between sends,
         SourceChanged when the file ends early, ConnectionLost, Stalled, or the

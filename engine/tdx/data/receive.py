@@ -11,6 +11,7 @@ from tdx.data.buffers import BUFFERS
 from tdx.data.port import Body, Cancel, RawBody, ReceiveHooks, Sink, Slot
 from tdx.data.relay import Relay
 from tdx.data.slots import SlotLedger
+from tdx.integrity import Hasher, new_hasher
 from tdx.model import Stages
 
 DEPTH: Final = 4
@@ -19,15 +20,17 @@ DEPTH: Final = 4
 
 @dataclass(slots=True)
 class _Part:
-    """``data`` belongs at ``offset``, in ``slot``."""
+    """``data`` belongs at ``offset``, in ``slot``, whose hash state covers it already."""
 
     slot: Slot
     offset: int
     data: memoryview
+    hasher: Hasher
 
 
 class BufferedReceive:
-    """One thread receives into buffers, a second one hashes and writes them.
+    """One thread receives into buffers and hashes them, a second one writes: that takes about as long as
+    both of the former (docs/decisions/008-one-large-push.md).
 
     A body that fits one buffer is moved without the second thread.
     """
@@ -52,7 +55,7 @@ class BufferedReceive:
 
 
 class _Writer:
-    """Hashes and writes parts as they come."""
+    """Writes parts as they come."""
 
     def __init__(self, sink: Sink, hooks: ReceiveHooks, cancel: Cancel) -> None:
         self.stages = Stages()
@@ -61,19 +64,16 @@ class _Writer:
         self._cancel = cancel
 
     def write(self, part: _Part) -> None:
-        hasher = self.ledger.hasher(part.slot)
-        started = perf_counter()
-        hasher.update(part.data)
-        hashed = perf_counter()
+        self.ledger.begins()
         self._cancel.check()
+        started = perf_counter()
         self._sink.write_at(part.data, part.offset)
-        self.stages.hash += hashed - started
-        self.stages.write += perf_counter() - hashed
-        self.ledger.advanced(part.slot, part.offset + len(part.data))
+        self.stages.write += perf_counter() - started
+        self.ledger.advanced(part.slot, part.offset + len(part.data), part.hasher)
 
 
 class _Reader:
-    """Reads a body slot by slot into buffers, one part at a time."""
+    """Reads a body slot by slot into buffers, one part at a time, and hashes what is to be kept."""
 
     def __init__(self, body: Body, slots: Iterator[Slot], hooks: ReceiveHooks, cancel: Cancel) -> None:
         self.stages = Stages()
@@ -90,6 +90,7 @@ class _Reader:
             slot = next(self._slots, None)
             if slot is None:
                 return
+            hasher = slot.hasher or new_hasher()
             at = slot.span.start
             while at < slot.span.end:
                 buffer = take()
@@ -99,7 +100,7 @@ class _Reader:
                     size = min(len(buffer) - at % len(buffer), slot.span.end - at)
                     n = self._read(buffer[:size])
                     if n and slot.keep:
-                        part = _Part(slot, at, buffer[:n])
+                        part = _Part(slot, at, self._hashed(hasher, buffer[:n]), hasher)
                     elif n:
                         self._cancel.check()
                         self._hooks.discarded(n)
@@ -110,6 +111,12 @@ class _Reader:
                 at += n
                 if left is not None:
                     left -= n
+
+    def _hashed(self, hasher: Hasher, data: memoryview) -> memoryview:
+        started = perf_counter()
+        hasher.update(data)
+        self.stages.hash += perf_counter() - started
+        return data
 
     def _read(self, view: memoryview) -> int:
         started = perf_counter()

@@ -111,13 +111,15 @@ class _Outlet:
 class _FileSender:
     """One run of extents of one file."""
 
-    def __init__(self, outlet: _Outlet, sock: socket.socket, descriptor: int, hooks: SendHooks) -> None:
+    def __init__(
+        self, outlet: _Outlet, sock: socket.socket, descriptor: int, hooks: SendHooks, from_memory: EmitOf
+    ) -> None:
         self.stages = Stages()
         self._outlet = outlet
         self._sock = sock
         self._descriptor = descriptor
         self._hooks = hooks
-        self._from_memory = _from_memory(sock)
+        self._from_memory = from_memory
 
     def run(self, extents: Sequence[Span], *, zero_copy: bool) -> None:
         buffer = BUFFERS.take()
@@ -174,7 +176,12 @@ class _FileSender:
         return False
 
 
-def _from_memory(sock: socket.socket) -> EmitOf:
+def _from_memory(sock: socket.socket, length: int, seal: bytes | None) -> EmitOf:
+    """How windows of a body of ``length`` bytes go out, sealed under the key ``seal`` if there is one."""
+    if seal is not None and isinstance(sock, ssl.SSLSocket):
+        from tdx.data.seal import SealWriter
+
+        return SealWriter(sock, seal, length).emit_of
     if isinstance(sock, ssl.SSLSocket):
         writer = RecordWriter(sock)
         return lambda view: lambda done, size: writer.send(view, done, size)
@@ -204,9 +211,10 @@ class SendfileSend:
         hooks: SendHooks,
         cancel: Cancel,
         stall_timeout: float,
+        seal: bytes | None = None,
     ) -> Stages:
         """See :class:`tdx.data.port.SendPump`."""
-        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, zero_copy=True)
+        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, seal, zero_copy=True)
 
 
 class BufferedSend:
@@ -225,9 +233,10 @@ class BufferedSend:
         hooks: SendHooks,
         cancel: Cancel,
         stall_timeout: float,
+        seal: bytes | None = None,
     ) -> Stages:
         """See :class:`tdx.data.port.SendPump`."""
-        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, zero_copy=False)
+        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, seal, zero_copy=False)
 
 
 def choose_send(wish: str | None, descriptor: int) -> SendPump:
@@ -252,24 +261,33 @@ def _send_file(
     hooks: SendHooks,
     cancel: Cancel,
     stall_timeout: float,
+    seal: bytes | None,
     *,
     zero_copy: bool,
 ) -> Stages:
     if isinstance(sock, ssl.SSLSocket) and zero_copy:
-        zero_copy = kernel_encrypts(sock)
+        zero_copy = seal is None and kernel_encrypts(sock)
         # ssl left the descriptor without blocking, and os.sendfile would fail at once where it should wait.
         os.set_blocking(sock.fileno(), zero_copy)
-    sender = _FileSender(_Outlet(sock, hooks, cancel, stall_timeout), sock, descriptor, hooks)
+    from_memory = _from_memory(sock, sum(map(len, extents)), seal)
+    outlet = _Outlet(sock, hooks, cancel, stall_timeout)
+    sender = _FileSender(outlet, sock, descriptor, hooks, from_memory)
     sender.run(extents, zero_copy=zero_copy)
     return sender.stages
 
 
 def send_buffer(
-    sock: socket.socket, view: memoryview, hooks: SendHooks, cancel: Cancel, stall_timeout: float
+    sock: socket.socket,
+    view: memoryview,
+    hooks: SendHooks,
+    cancel: Cancel,
+    stall_timeout: float,
+    seal: bytes | None = None,
 ) -> Stages:
     """Send bytes that are already in memory (standard input) and whose digest the caller knows;
     ``hooks.hashed`` is not called. Errors as for :class:`tdx.data.port.SendPump`."""
-    outlet, from_memory = _Outlet(sock, hooks, cancel, stall_timeout), _from_memory(sock)
+    outlet = _Outlet(sock, hooks, cancel, stall_timeout)
+    from_memory = _from_memory(sock, len(view), seal)
     for start in range(0, len(view), WINDOW):
         window = view[start : start + WINDOW]
         outlet.send(len(window), from_memory(window))

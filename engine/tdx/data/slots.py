@@ -1,41 +1,37 @@
-"""What both receiving pumps do with slots: hash along, and report each one once."""
+"""What both receiving pumps do with slots: report each one once, when it is hashed and written."""
 
 from __future__ import annotations
 
 from tdx.data.port import Cancel, ReceiveHooks, Slot
-from tdx.integrity import Hasher, new_hasher
+from tdx.integrity import Hasher
 from tdx.model import Span
 
 
 class SlotLedger:
-    """Follows the slots of one body through writing and hashing, in order, in one thread."""
+    """Follows the slots of one body as they are written, in order, in one thread; hashing may be ahead."""
 
     def __init__(self, hooks: ReceiveHooks, cancel: Cancel) -> None:
         self._hooks = hooks
         self._cancel = cancel
-        self._slot: Slot | None = None
-        self._hasher: Hasher = new_hasher()
-        self._written: Span | None = None
+        self._written: tuple[Span, Hasher] | None = None
 
-    def hasher(self, slot: Slot) -> Hasher:
-        """The hash state of ``slot``, so far."""
-        if slot is not self._slot:
-            self._slot = slot
-            self._hasher = slot.hasher or new_hasher()
-        # Set again only by advanced(): after a failed write the state may cover bytes that are not there.
+    def begins(self) -> None:
+        """The next bytes are about to be written. Should that fail, nothing is reported: their slot's
+        hash state covers bytes that are not there."""
         self._written = None
-        return self._hasher
 
-    def advanced(self, slot: Slot, at: int) -> None:
-        """Every byte of ``slot`` up to ``at`` is written and hashed."""
+    def advanced(self, slot: Slot, at: int, hasher: Hasher) -> None:
+        """Every byte of ``slot`` up to ``at`` is written, and ``hasher`` covers at least those."""
         if at < slot.span.end:
-            self._written = Span(slot.span.start, at)
+            self._written = Span(slot.span.start, at), hasher
             return
         self._cancel.check()
-        self._hooks.completed(slot.span, self._hasher.digest())
+        self._hooks.completed(slot.span, hasher.digest())
 
     def break_off(self) -> None:
-        """The body has ended: report the slot that it ended in, if any."""
+        """The body has ended, and all of it that was hashed is written: report the slot that it ended
+        in, if any."""
         written, self._written = self._written, None
         if written is not None and self._cancel.reason is None:
-            self._hooks.broke_off(written, self._hasher.digest())
+            span, hasher = written
+            self._hooks.broke_off(span, hasher.digest())

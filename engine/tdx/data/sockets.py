@@ -31,6 +31,15 @@ def to_worker(sock: socket.socket, tick: float = TICK) -> None:
     _set_timeouts(sock, tick)
 
 
+def beneath_tls(sock: ssl.SSLSocket) -> None:
+    """Let a worker read or write bare bytes of the TCP connection under a TLS socket of its own, as
+    :func:`to_worker` has prepared a plain one. Until :func:`to_loop` nothing may go through TLS.
+
+    OpenSSL has read no further than the last record that it was asked for, and written all that it was given.
+    """
+    sock.setblocking(True)
+
+
 def to_loop(sock: socket.socket) -> None:
     """Make ``sock`` non-blocking again, for the loop."""
     _set_timeouts(sock, 0.0)

@@ -21,6 +21,7 @@ from tdx.data.receive import BufferedReceive
 from tdx.data.relay import Relay
 from tdx.data.slots import SlotLedger
 from tdx.errors import ConnectionLost, NoSpace, StorageError, TdxError
+from tdx.integrity import new_hasher
 from tdx.model import Stages
 
 AHEAD: Final = 4
@@ -75,6 +76,8 @@ class _Run:
         self._scratch = BUFFERS.take()
         self._read_buffer = BUFFERS.take()
         self._reading_back = Stages()
+        self._slot: Slot | None = None
+        self._hasher = new_hasher()
         self._outlet, self._inlet = os.pipe()
         with contextlib.suppress(OSError):
             # Above the user's limit the pipe stays small, which is slower and nothing else.
@@ -190,7 +193,10 @@ class _Run:
             at += n
 
     def _read_back(self, written: _Range) -> None:
-        hasher = self._ledger.hasher(written.slot)
+        if written.slot is not self._slot:
+            self._slot, self._hasher = written.slot, written.slot.hasher or new_hasher()
+        hasher = self._hasher
+        self._ledger.begins()
         view = self._read_buffer[: written.size]
         started = perf_counter()
         n = self._sink.read_at(view, written.offset)
@@ -200,7 +206,7 @@ class _Run:
         hasher.update(view)
         self._reading_back.read += read - started
         self._reading_back.hash += perf_counter() - read
-        self._ledger.advanced(written.slot, written.offset + written.size)
+        self._ledger.advanced(written.slot, written.offset + written.size, hasher)
 
 
 def _storage_error(error: OSError) -> TdxError:
