@@ -121,7 +121,7 @@ def test_a_stream_that_kept_little_before_it_broke_gets_shorter_runs() -> None:
 
 
 def test_runs_bounded_in_time_leave_something_for_streams_that_come_later() -> None:
-    scheduler = StreamScheduler(all_of(1000 * X), X, 1000 * X, 1, run_seconds=4.0)
+    scheduler = StreamScheduler(all_of(1000 * X), X, 1000 * X, 1, run_seconds=4.0, run_limit=128 * X)
     assert scheduler.next_run(0, 0.0) == Span(0, 2 * X)
     scheduler.acknowledged(0, 1.0)
     assert scheduler.next_run(0, 1.0) == Span(2 * X, 10 * X)

@@ -9,7 +9,8 @@ from tdx.integrity import MIB, cut, extents_of
 from tdx.model import Span
 from tdx.ranges import RangeSet
 
-RUN_LIMIT: Final = 512 * MIB
+RUN_LIMIT: Final = 4096 * MIB
+"""Each run ends with an answer, and on one stream nothing is on its way meanwhile."""
 FIRST_RUN: Final = 8 * MIB
 FIRST_CAUTIOUS: Final = MIB // 2
 _SLOWEST_SHARE: Final = 0.25
