@@ -95,6 +95,12 @@ class ConnectionLost(TdxError):
     code, status, exit_code, permanent = "connection-lost", 400, 75, False
 
 
+class SealBroken(ConnectionLost):
+    """A part of a sealed body is not what was sealed."""
+
+    code, status, exit_code, permanent = "seal-broken", 400, 75, False
+
+
 class Stalled(TdxError):
     """No progress within the stall timeout."""
 

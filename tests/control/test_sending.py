@@ -49,6 +49,8 @@ class Way:
         length: int,
         pump: Callable[[object], Stages],
         cancel: Cancel,
+        *,
+        sealed: object,
     ) -> tuple[Answer, Stages]:
         found = re.match(r"bytes (\d+)-(\d+)/", dict(fields)["Content-Range"])
         assert found is not None
@@ -76,6 +78,7 @@ class Pump:
         hooks: SendHooks,
         cancel: Cancel,
         stall_timeout: float,
+        seal: bytes | None,
     ) -> Stages:
         for span in extents:
             hooks.sent(len(span))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable
@@ -32,6 +33,7 @@ from tdx.metrics import Metrics
 from tdx.model import MAX_REPAIR_ROUNDS
 from tdx.policy.retry import Retrier, RetryPolicy
 from tdx.proto import problem
+from tdx.proto.fields import SEAL_KEY, SEALED_AT_MOST, format_seal
 from tdx.proto.head import Headers, format_request, parse_response
 
 ANSWER_LIMIT: Final = 64 << 20
@@ -108,22 +110,25 @@ class Client:
         """One exchange with a body that is at hand. A status of 400 and more raises what
         the problem document says."""
 
-        async def write(connection: Connection, head: bytes) -> bool:
+        sized = [*fields, ("Content-Length", str(len(body)))]
+
+        async def write(connection: Connection) -> bool:
+            head = _head(connection, method, target, sized)
             await connection.send(head + body, self.stall_timeout)
             return True
 
-        sized = [*fields, ("Content-Length", str(len(body)))]
-        return await self._exchange(method, target, sized, write, brief=not body)
+        return await self._exchange(method, write, brief=not body)
 
     async def hello(self) -> Answer:
         """What the peer says of itself, as :meth:`request`. It is short and comes at once, or not at
         all: whoever is asked need not be anybody that this machine trusts."""
 
-        async def write(connection: Connection, head: bytes) -> bool:
+        async def write(connection: Connection) -> bool:
+            head = _head(connection, "GET", HELLO, [("Content-Length", "0")])
             await connection.send(head, self.stall_timeout)
             return True
 
-        return await self._exchange("GET", HELLO, [("Content-Length", "0")], write, brief=True, hello=True)
+        return await self._exchange("GET", write, brief=True, hello=True)
 
     async def upload(
         self,
@@ -136,6 +141,7 @@ class Client:
         *,
         ask_first: bool = False,
         written: Callable[[], None] = lambda: None,
+        sealed: Callable[[bytes], Callable[[socket.socket], T]] | None = None,
     ) -> tuple[Answer, T | None]:
         """One exchange whose body of ``length`` bytes ``pump(socket)`` writes in a worker; None: it
         writes the chunked coding itself.
@@ -143,26 +149,36 @@ class Client:
         The pump's result is None where the peer answered before the body's end.
         ``ask_first`` waits for the peer's go before the first byte of the body
         (``Expect: 100-continue``, RFC 9110 section 10.1.1). ``written()`` is called when the
-        body has been written and the answer is still to come.
+        body has been written and the answer is still to come. ``sealed(key)`` is the pump to use where the
+        body can be sealed beneath TLS, which the peer must have offered; each try has a key of its own.
         """
         result: T | None = None
         expect = [("Expect", "100-continue")] if ask_first else []
 
-        async def write(connection: Connection, head: bytes) -> bool:
+        async def write(connection: Connection) -> bool:
             nonlocal result
-            await connection.send(head, self.stall_timeout)
+            framing, lent = [*fields, *expect], pump
+            if length is None:
+                framing.append(("Transfer-Encoding", "chunked"))
+            elif sealed is not None and length <= SEALED_AT_MOST and connection.may_seal:
+                from tdx.data.seal import sealed_size
+
+                key = os.urandom(SEAL_KEY)
+                lent = sealed(key)
+                framing += [("Tdx-Seal", format_seal(key)), ("Content-Length", str(sealed_size(length)))]
+            else:
+                framing.append(("Content-Length", str(length)))
+            await connection.send(_head(connection, method, target, framing), self.stall_timeout)
             if ask_first and not await self._may_go_on(connection):
                 return False
             try:
-                result = await connection.lend(pump, cancel)
+                result = await connection.lend(lent, cancel)
             except EarlyAnswer:
                 return False
             written()
             return True
 
-        framing = ("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))
-        sized = [*fields, *expect, framing]
-        return await self._exchange(method, target, sized, write), result
+        return await self._exchange(method, write), result
 
     async def _may_go_on(self, connection: Connection) -> bool:
         """Whether the peer asks for the body; its final answer is left to be read."""
@@ -177,20 +193,17 @@ class Client:
     async def _exchange(
         self,
         method: str,
-        target: str,
-        fields: Fields,
-        write: Callable[[Connection, bytes], Awaitable[bool]],
+        write: Callable[[Connection], Awaitable[bool]],
         *,
         brief: bool = False,
         hello: bool = False,
     ) -> Answer:
-        """``write(connection, head)`` writes the request and says whether it wrote all of it:
+        """``write(connection)`` writes the request and says whether it wrote all of it:
         only then can the connection carry another. ``brief``: it is a head and no more."""
         connection = await (self._pool.acquire() if brief else self._connection())
         reusable = False
         try:
-            head = format_request(method, target, [("Host", connection.authority), *fields])
-            written = await write(connection, head)
+            written = await write(connection)
             if hello:
                 answer, keep_alive = await self._read_hello(connection)
             else:
@@ -213,8 +226,7 @@ class Client:
         if connection.tls is None or connection.answered:
             return connection
         try:
-            hello = format_request("GET", HELLO, [("Host", connection.authority)])
-            await connection.send(hello, self.stall_timeout)
+            await connection.send(_head(connection, "GET", HELLO, []), self.stall_timeout)
             answer, _ = await self._read_hello(connection)
             if answer.status >= 400:
                 raise problem.parse(answer.status, answer.headers.get("content-type"), answer.body)
@@ -299,3 +311,7 @@ class Client:
                 self.count_retry(error, tally)
             except TdxError as error:
                 await self.pause_after(error, retrier, tally)
+
+
+def _head(connection: Connection, method: str, target: str, fields: Fields) -> bytes:
+    return format_request(method, target, [("Host", connection.authority), *fields])

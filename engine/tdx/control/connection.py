@@ -18,6 +18,7 @@ from tdx.control.wire import TlsWire, Wire, broken
 from tdx.control.workers import run_joined
 from tdx.data import sockets
 from tdx.data.port import Cancel
+from tdx.data.records import kernel_encrypts
 from tdx.errors import ConnectionLost, Stalled, TdxError, TooLarge
 from tdx.identity.port import Endpoint, Link
 from tdx.proto.chunked import ChunkedDecoder
@@ -72,6 +73,12 @@ class Connection:
     def tls(self) -> TlsWire | None:
         """The wire, where it is one in TLS."""
         return self._wire if isinstance(self._wire, TlsWire) else None
+
+    @property
+    def may_seal(self) -> bool:
+        """Whether bytes can go beneath TLS: there is TLS, and not in the kernel, which would take them for
+        content."""
+        return self.tls is not None and not kernel_encrypts(self.tls.sock)
 
     # --- heads and small bodies, on the loop ---------------------------------
 

@@ -23,6 +23,7 @@ from tdx.errors import (
     Forbidden,
     HeadTooLarge,
     ProtocolError,
+    SealBroken,
     Stalled,
     TdxError,
     UnsupportedMedia,
@@ -48,6 +49,12 @@ def _check_coding(head: RequestHead) -> None:
     codings = ",".join(head.headers.get_all("content-encoding")).lower().split(",")
     if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
         raise UnsupportedMedia("no content coding is undone here; send the file as it is")
+
+
+def _check_seal(head: RequestHead) -> None:
+    """Bare bytes of the connection must never be read as what TLS carries."""
+    if head.headers.get("tdx-seal") is not None and (head.method, label_of(head.target)) != ("PUT", "upload"):
+        raise ProtocolError("only the body of a range of an upload can be sealed")
 
 
 @dataclass(slots=True)
@@ -79,6 +86,9 @@ class Conversations:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             remote = endpoint_of(sock.getpeername()).host
             await self._admit(sock, number)
+        except SealBroken as error:
+            receiver.metrics.digest_failures.add(1)
+            log.warning("%s: %s", remote, error)
         except (ConnectionLost, Stalled) as error:
             log.debug("%s: %s", remote, error)
         except TdxError as error:  # of a handshake, which was answered with an alert
@@ -151,6 +161,7 @@ class Conversations:
         try:
             self._check_permitted(exchange)
             _check_coding(exchange.head)
+            _check_seal(exchange.head)
             handler = route(exchange.head.method, exchange.head.target)
             return await self._callers.watched(exchange, handler(self._receiver, exchange))
         except (ConnectionLost, asyncio.CancelledError):

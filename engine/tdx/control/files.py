@@ -317,7 +317,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
                 await receiver.sessions.discard(session, "failed")
                 raise
             await receiver.workers.on_disk(session.upload.mark)
-    document = {
+    document: dict[str, object] = {
         "id": session.id,
         "epoch": session.upload.epoch,
         "extent_size": session.upload.spec.extent_size,
@@ -328,6 +328,8 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         "resumed": earlier is not None,
         "unchanged": earlier is not None and earlier.fingerprint == spec.fingerprint,
     }
+    if exchange.connection.tls is not None:
+        document["seals"] = [fields.SEAL]
     return json_response(
         201,
         document,

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from tdx.control.connection import Connection
 from tdx.data.body import ChunkedBody, IdentityBody
 from tdx.data.port import Cancel
+from tdx.data.seal import SealedBody, sealed_size
 from tdx.data.tls import TlsBody
 from tdx.errors import (
     ConnectionLost,
@@ -29,7 +30,7 @@ from tdx.policy.admission import Limits
 from tdx.policy.rules import NOTHING_GRANTED, Grant
 from tdx.proto import bundle, problem
 from tdx.proto.chunked import ChunkedDecoder
-from tdx.proto.fields import format_digest
+from tdx.proto.fields import SEALED_AT_MOST, format_digest, parse_seal
 from tdx.proto.head import RequestHead, format_response
 
 JSON_TYPE: Final = "application/json"
@@ -41,7 +42,7 @@ SKIPPED_AT_MOST: Final = 65536
 
 T = TypeVar("T")
 
-FileBody = IdentityBody | TlsBody | ChunkedBody
+FileBody = IdentityBody | TlsBody | ChunkedBody | SealedBody
 
 
 @dataclass(slots=True)
@@ -107,6 +108,8 @@ class Exchange:
         self.limits = limits
         framing = head.framing
         self.body_done = not framing.chunked and framing.length == 0
+        self._seal: bytes | None = None
+        self._content = 0
         self._expects_continue = (head.headers.get("expect") or "").lower() == "100-continue"
 
     @property
@@ -161,6 +164,22 @@ class Exchange:
         self.body_done = True
         return body
 
+    def unseal(self, length: int) -> int:
+        """The bytes that a body with ``length`` bytes of content has on its way: more than those where its
+        head says that it is sealed, and with what key, for :meth:`file_body`."""
+        seal, tls = self.headers("tdx-seal"), self.connection.tls
+        if seal is None:
+            return length
+        if tls is None:
+            raise ProtocolError("a body is sealed only beneath TLS, where nobody else reads the key")
+        self._seal = parse_seal(seal)
+        if length > SEALED_AT_MOST:
+            raise ProtocolError(f"at most {SEALED_AT_MOST} bytes are sealed under one key")
+        if self.connection.has_ahead or tls.sock.pending():
+            raise ProtocolError("a sealed body begins after the TLS record that its head ends")
+        self._content = length
+        return sealed_size(length)
+
     async def file_body(self, cancel: Cancel) -> FileBody:
         """The body as a blocking reader for a pump; call :meth:`file_body_ended` after it."""
         await self._continue()
@@ -171,6 +190,8 @@ class Exchange:
             return ChunkedBody(connection.sock, ahead, cancel, stall, ChunkedDecoder(), min_rate=rate)
         if framing.length is None:
             raise ProtocolError("a request body needs Content-Length or chunked coding")
+        if self._seal is not None and connection.tls is not None:
+            return SealedBody(connection.tls.sock, self._seal, self._content, cancel, stall, min_rate=rate)
         ahead = connection.take_ahead(framing.length)
         if connection.tls is not None:
             return TlsBody(connection.tls.sock, ahead, framing.length, cancel, stall, min_rate=rate)

@@ -11,6 +11,7 @@ import sys
 import termios
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, cast
 
 from tdx.control.client import Client
@@ -23,7 +24,7 @@ from tdx.integrity import cut
 from tdx.model import Span, Stages, UploadId
 from tdx.policy.retry import Retrier
 from tdx.policy.schedule import StreamCount, StreamScheduler
-from tdx.proto.fields import ContentRange, format_content_range
+from tdx.proto.fields import SEAL, ContentRange, format_content_range
 from tdx.ranges import RangeSet
 
 MOST_STREAMS: Final = 64
@@ -50,7 +51,7 @@ PART_ROUND_TRIPS: Final = 4.0
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
     """What the receiver said when it opened the upload. ``streams`` is its limit; an extent may travel
-    in pieces that begin on a multiple of ``part``."""
+    in pieces that begin on a multiple of ``part``. ``seals``: it opens sealed bodies."""
 
     id: UploadId
     epoch: int
@@ -62,6 +63,7 @@ class OpenUpload:
     existing: bool
     resumed: bool
     unchanged: bool
+    seals: bool = False
 
     @property
     def target(self) -> str:
@@ -77,7 +79,7 @@ class OpenUpload:
         upload, epoch, size, streams = (
             document.get(key) for key in ("id", "epoch", "extent_size", "streams")
         )
-        held, part = document.get("held"), document.get("part")
+        held, part, seals = document.get("held"), document.get("part"), document.get("seals")
         if not (isinstance(upload, str) and isinstance(epoch, int) and isinstance(size, int)):
             raise ProtocolError("the peer's answer names no upload; is it a tdx receiver?")
         return cls(
@@ -91,6 +93,7 @@ class OpenUpload:
             existing=document.get("existing") is True,
             resumed=document.get("resumed") is True,
             unchanged=document.get("unchanged") is True,
+            seals=isinstance(seals, list) and SEAL in seals,
         )
 
 
@@ -232,18 +235,24 @@ class Sending:
         extents = list(cut(span, size))
         used: list[socket.socket] = []
 
-        def pump(sock: socket.socket) -> Stages:
+        def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
             used.append(sock)
             self._sockets.add(sock)
             return self._pump.send(
-                sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout
+                sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout, seal
             )
 
         content_range = format_content_range(ContentRange(span, self._upload.length))
         fields = [*self._upload.fields, ("Content-Range", content_range)]
         try:
             answer, ours = await self._client.upload(
-                "PUT", self._upload.target, fields, len(span), pump, cancel
+                "PUT",
+                self._upload.target,
+                fields,
+                len(span),
+                pump,
+                cancel,
+                sealed=(lambda key: partial(pump, seal=key)) if self._upload.seals else None,
             )
         finally:
             self._sockets.difference_update(used)

@@ -2,10 +2,10 @@
 
 TLS 1.3 cuts everything into records of 16 KiB, and each costs calls and copies
 (docs/decisions/011-sealed-bodies.md). A sealed body follows its head's record as bare bytes of the TCP
-connection: segments of :data:`SEGMENT` bytes, the last one shorter, each followed by its tag. It is the STREAM
-construction (Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015) with AES-256-GCM: the nonce is seven zero bytes, the
-segment's number and whether it is the last one, so that segments can be neither left out, swapped, repeated nor
-cut off. The key is for one body only.
+connection: segments of :data:`SEGMENT` bytes, the last one perhaps shorter, each followed by its tag. It is
+the STREAM construction (Hoang, Reyhanitabar, Rogaway and Vizár, CRYPTO 2015) with AES-256-GCM: the nonce is
+seven zero bytes, the segment's number and whether it is the last one, so that none can be left out, swapped,
+repeated or cut off. The key is for one body only.
 
 cryptography is loaded by the first body that is sealed or opened: nothing else should wait for it.
 """
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tdx.data.body import SocketBody
+from tdx.data.body import Receive, SocketBody
 from tdx.data.port import Cancel
 from tdx.data.sockets import beneath_tls
 from tdx.errors import SealBroken
@@ -31,10 +31,6 @@ SEGMENT: Final = 128 << 10
 """Bytes of content in one segment: ciphertext and content stay in a core's own cache together."""
 
 TAG: Final = 16
-
-LONGEST: Final = 1 << 40
-"""Most bytes of content under one key. They are 2**36 blocks, from which AES-GCM is told from randomness with a
-chance of 2**-57, the margin that TLS 1.3 keeps as well (RFC 8446 section 5.5)."""
 
 _STEP: Final = SEGMENT + TAG
 _AT_ONCE: Final = 4
@@ -105,7 +101,8 @@ class SealWriter:
 
 
 def _travels(content: int, size: int) -> int:
-    """Where in a sealed window of ``size`` bytes the first ``content`` of them end, with every tag that is due."""
+    """Where in a sealed window of ``size`` bytes the first ``content`` of them end, every tag that is due
+    included."""
     return sealed_size(content) if content == size else content + TAG * (content // SEGMENT)
 
 
@@ -121,9 +118,9 @@ def _arrived(sent: int, size: int) -> int:
 class SealedBody(SocketBody):
     """A body of ``length`` bytes that comes sealed beneath ``sock``'s TLS; ``key`` came with its head.
 
-    SealBroken where a segment is not what was sealed: nothing of that segment is handed out, and nothing after
-    it. The other arguments as for :class:`tdx.data.body.LengthBody`. No :class:`tdx.data.port.RawBody`: what the
-    descriptor holds is ciphertext.
+    SealBroken where a segment is not what was sealed: nothing of it is handed out, and nothing after it.
+    The other arguments as for :class:`tdx.data.body.LengthBody`. No :class:`tdx.data.port.RawBody`: what
+    the descriptor holds is ciphertext.
     """
 
     def __init__(
@@ -146,7 +143,8 @@ class SealedBody(SocketBody):
         self._unopened = length
         self._number = 0
         self._sealed = memoryview(bytearray(min(sealed_size(length), _AT_ONCE * _STEP)))
-        self._begin = self._have = 0
+        self._begin = 0
+        self._have: int = 0
         self._rest = memoryview(b"")
 
     @property
@@ -211,7 +209,7 @@ class SealedBody(SocketBody):
         self._number += 1
 
 
-def _receive_beneath(sock: ssl.SSLSocket) -> Callable[..., int]:
+def _receive_beneath(sock: ssl.SSLSocket) -> Receive:
     ready = False
 
     def receive(view: memoryview, *, whole: bool) -> int:

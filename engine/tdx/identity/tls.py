@@ -25,7 +25,8 @@ NAME: Final = "tls"
 DEVICE_FOLDER: Final = "device"
 
 OP_ENABLE_KTLS: Final = 8
-"""``ssl.OP_ENABLE_KTLS``, which Python names only since 3.12. A kernel without it takes no notice."""
+"""``ssl.OP_ENABLE_KTLS``, which Python names only since 3.12. A kernel without it takes no notice.
+Only senders ask for it: at a receiver the kernel would take a body that comes beneath TLS for records."""
 
 
 def identity_of(trusted: Trusted) -> Identity:
@@ -76,7 +77,9 @@ class TlsIdentities:
         end refuses this device shows only at the first read, as TLS 1.3 has it."""
         import ssl
 
-        return _context(ssl.PROTOCOL_TLS_CLIENT, self.device, (trusted,))
+        context = _context(ssl.PROTOCOL_TLS_CLIENT, self.device, (trusted,))
+        context.options |= OP_ENABLE_KTLS
+        return context
 
     def whois(self, certificate: bytes | None) -> Identity | None:
         """The trusted device whose key is in ``certificate`` (DER, as ``getpeercert(True)`` gives
@@ -115,7 +118,6 @@ def _context(protocol: int, device: Device, trusted: Iterable[Trusted]) -> ssl.S
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # The trusted certificates are no roots; each is the end of its own chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.options |= OP_ENABLE_KTLS
     try:
         context.load_cert_chain(device.certificate_file, device.key_file)
     except (ssl.SSLError, OSError) as error:

@@ -23,12 +23,23 @@ MAX_SPANS: Final = 2048
 DIGEST_SIZES: Final = {"sha-256": 32, "sha-512": 64, "xxh3-128": 16}
 """Bytes of the digests that a receiver can check, by their RFC 9530 key."""
 
+SEAL: Final = "aes-256-gcm-stream-128k"
+"""The one way to seal a body beneath TLS (:mod:`tdx.data.seal`), as both ends call it."""
+
+SEAL_KEY: Final = 32
+"""Bytes of its key."""
+
+SEALED_AT_MOST: Final = 1 << 40
+"""Bytes under one key: 2**36 blocks, by which AES-GCM is told from randomness with a chance of 2**-57, the
+margin that TLS 1.3 keeps too (RFC 8446 section 5.5)."""
+
 _INTEGER = re.compile(r"[0-9]{1,19}")
 _SIGNED = re.compile(r"-?[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 _SPAN = re.compile(r"[ \t]*([0-9]{1,19})-([0-9]{1,19})[ \t]*")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9A-Za-z._-]{1,254}))(?::([0-9]{0,5}))?")
 _DIGEST = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):[ \t]*")
+_SEAL = re.compile(r"([A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*); *key=:([A-Za-z0-9+/]*={0,2}):")
 _MODE = re.compile(r"[0-7]{1,7}")
 
 
@@ -164,6 +175,27 @@ def parse_digests(value: str) -> dict[str, bytes]:
 
 def format_digest(algorithm: str, digest: bytes) -> str:
     return f"{algorithm}=:{binascii.b2a_base64(digest, newline=False).decode('ascii')}:"
+
+
+def parse_seal(value: str) -> bytes:
+    """The key of a sealed body: ``NAME;key=:BASE64:``, an item with a byte sequence (RFC 9651 3.3.5). No
+    error says what stood there: it may be most of a key."""
+    match = _SEAL.fullmatch(value)
+    if match is None:
+        raise ProtocolError(f"not a Tdx-Seal (it looks like {SEAL};key=:BASE64:)")
+    if match[1] != SEAL:
+        raise ProtocolError(f"no way to seal a body is known by that name; there is {SEAL}")
+    try:
+        key = binascii.a2b_base64(match[2], strict_mode=True)
+    except binascii.Error:
+        raise ProtocolError("the key of Tdx-Seal is not base64") from None
+    if len(key) != SEAL_KEY:
+        raise ProtocolError(f"the key of Tdx-Seal has {len(key)} bytes, not {SEAL_KEY}")
+    return key
+
+
+def format_seal(key: bytes) -> str:
+    return f"{SEAL};key=:{binascii.b2a_base64(key, newline=False).decode('ascii')}:"
 
 
 def parse_mode(value: str) -> int:
