@@ -231,6 +231,16 @@ def test_a_failed_sync_is_final_and_nothing_is_published(machine: Machine) -> No
     ]
 
 
+def test_a_disk_that_was_full_takes_the_files_once_it_has_room(machine: Machine) -> None:
+    machine.system.fail("write", errno.ENOSPC)
+    with pytest.raises(NoSpace, match="no space left"):
+        machine.push(FILES)
+    assert (machine.visible(), machine.left()) == ({}, [])
+    # Nothing had been synced in vain, and so the folders made on the way are in no doubt.
+    assert [kind for kind, _ in outcomes(machine.push(FILES))] == ["published"] * len(FILES)
+    assert machine.visible() == FILES
+
+
 @pytest.mark.parametrize("names", [["f"], ["a/f", "b/f", "c/f"]])
 def test_a_name_whose_directory_cannot_be_synced_is_not_acknowledged_before_a_restart(
     machine: Machine, names: list[str]

@@ -231,6 +231,10 @@ class Publication:
                 intents = [Intent(receipts[each.place], each.inode) for each in files]
                 overwrites = self._conflict is Conflict.OVERWRITE
                 self._folder.write_intents(intents, self._owner, overwrites=overwrites)
+        except OSError as error:
+            # No sync has failed, so nothing is in doubt: a disk that is full may have room later.
+            raise failure("small files cannot be made durable, and none was published", error) from error
+        try:
             if not self._sync_as_one():
                 self._sync_each(chosen, there)
         except OSError as error:
