@@ -377,6 +377,36 @@ def test_files_that_are_on_their_way_at_a_time_share_the_streams(
     assert most == shares
 
 
+def test_a_body_that_is_on_its_way_never_waits_for_a_thread(
+    receiver: RunningReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where files that were to be sent together have grown large since they were looked at."""
+    grown = files_in(tmp_path / "grown", {f"f{n:02}": BUNDLED_MOST + n + 1 for n in range(4)})
+    for item in grown:
+        item.size = 1
+    large = files_in(tmp_path / "large", {f"g{n:02}": BUNDLED_MOST + n + 1 for n in range(4)})
+    now, most = 0, 0
+    push_file = Sender.push_file
+
+    async def noted(sender: Sender, path: Path, options: PushOptions, tally: Tally) -> PushResult:
+        nonlocal now, most
+        bodies = min(options.streams or MOST_STREAMS, options.most_streams)
+        now += bodies
+        most = max(most, now)
+        try:
+            await asyncio.sleep(0.1)
+            return await push_file(sender, path, options, tally)
+        finally:
+            now -= bodies
+
+    monkeypatch.setattr(Sender, "push_file", noted)
+    items = [each for pair in zip(large, grown, strict=True) for each in pair]
+    seen = push_many(receiver.peer, items, tmp_path / "own")
+    assert len(seen.endings) == len(items)
+    assert seen.errors() == {}
+    assert most == MOST_STREAMS
+
+
 def test_over_tls_too(tmp_path: Path) -> None:
     mixed = files_in(tmp_path / "source", MIXED)
     with running(tmp_path) as receiver:

@@ -174,7 +174,7 @@ class ManyPushes:
         tally = Tally(total=self._small_size)
         self._small_size = 0
         if len(items) == 1:
-            await self._start(self._push_alone, items, tally, self._bundle_slots)
+            await self._start(self._push_small, items, tally, self._bundle_slots)
         else:
             await self._start(self._push_together, items, tally, self._bundle_slots)
 
@@ -228,12 +228,19 @@ class ManyPushes:
     # --- pushing --------------------------------------------------------------
 
     async def _push_alone(self, items: Sequence[Item], tally: Tally) -> None:
+        await self._push_by_itself(items, tally, self._share)
+
+    async def _push_small(self, items: Sequence[Item], tally: Tally) -> None:
+        """In place of a bundle, and so over one connection, however large the file has become by now."""
+        await self._push_by_itself(items, tally, 1)
+
+    async def _push_by_itself(self, items: Sequence[Item], tally: Tally, share: int) -> None:
         (item,) = items
         began = _now()
         result: PushResult | None = None
         error: Exception | None = None
         try:
-            result = await self._pushed(item, tally)
+            result = await self._pushed(item, tally, share)
         except asyncio.CancelledError:
             if self._stopped is None:
                 raise
@@ -251,10 +258,10 @@ class ManyPushes:
         if error is not None and not isinstance(error, TdxError):
             raise error
 
-    async def _pushed(self, item: Item, tally: Tally) -> PushResult:
+    async def _pushed(self, item: Item, tally: Tally, share: int) -> PushResult:
         whole = self.whole
         last = whole.complete and whole.files - whole.ended == 1
-        most = self._options.most_streams if last else self._share
+        most = self._options.most_streams if last else share
         options = replace(self._options, name=item.name, most_streams=most)
         if item.is_stdin:
             return await self._sender.push_stream(0, options, tally)
@@ -288,7 +295,7 @@ class ManyPushes:
             if self._stopped is not None:
                 self._end_stopped([item])
             else:
-                await self._push_alone([item], Tally(total=item.size))
+                await self._push_small([item], Tally(total=item.size))
         self._watch.flush()
 
     def _end_together(
