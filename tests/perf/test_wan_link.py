@@ -35,21 +35,23 @@ with socket.socket(type=socket.SOCK_DGRAM) as sock:
     sock.connect((host, 9))
     sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
     sock.settimeout(1.0)
-    back, quickest, sent, pad = [], 9.0, 0, bytes(size)
+    back, quickest, sent, lost, pad = [], 9.0, 0, 0, bytes(size)
     while True:
+        # No more under way than the queue has room for.
+        for _ in range(min(50, count - sent, 1000 + lost + len(back) - sent)):
+            sock.send(sent.to_bytes(4, "big") + time.monotonic_ns().to_bytes(8, "big") + pad)
+            sent += 1
+        full = sent - len(back) - lost >= 1000
         try:
-            while sent < count and sent - len(back) < 5000:
-                sock.send(sent.to_bytes(4, "big") + time.monotonic_ns().to_bytes(8, "big") + pad)
-                sent += 1
-                if sent % 50 == 0:
-                    break
-            sock.settimeout(0.001 if sent < count else 1.0)
+            sock.settimeout(1.0 if full or sent == count else 0.001)
             data = sock.recv(2048)
             back.append(int.from_bytes(data[:4], "big"))
             quickest = min(quickest, (time.monotonic_ns() - int.from_bytes(data[4:12], "big")) / 1e9)
         except TimeoutError:
             if sent == count:
                 break
+            if full:
+                lost = sent - len(back)
     print(json.dumps({"back": back, "quickest": quickest}))
 """
 
@@ -67,11 +69,13 @@ def echoed(over: Link, count: int, size: int = 64) -> tuple[list[int], float]:
     """The numbers of the datagrams that came back from the far end, and the quickest round trip."""
     echo = subprocess.Popen([*over.far, sys.executable, "-c", _ECHO], stdout=subprocess.PIPE)
     with echo:
-        assert echo.stdout is not None
-        assert echo.stdout.readline()
-        command = [*over.near, sys.executable, "-c", _SENDER, FAR, str(count), str(size)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        echo.kill()
+        try:
+            assert echo.stdout is not None
+            assert echo.stdout.readline()
+            command = [*over.near, sys.executable, "-c", _SENDER, FAR, str(count), str(size)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+        finally:
+            echo.kill()
     told = json.loads(done.stdout)
     return cast("list[int]", told["back"]), float(told["quickest"])
 
