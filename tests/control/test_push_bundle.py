@@ -71,6 +71,24 @@ def test_an_answer_that_got_lost_is_asked_for_with_the_same_keys(items: list[Ite
     assert seen.endings["f4"].sent == 3 * 400
 
 
+def test_a_replay_that_its_own_first_sending_has_cut_off_is_sent_again(
+    items: list[Item], tmp_path: Path
+) -> None:
+    """The receiver may read what lay in some buffer only after the replay has begun to come."""
+    problem = json.dumps(refusal("superseded", 409)["problem"]).encode()
+    cut_off = (
+        b"HTTP/1.1 409 Conflict\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(problem), problem)
+    )
+    answers = [None, cut_off]
+    with stub_receiver(
+        lambda number, request: answers[number] if number < len(answers) else receipts(number, request)
+    ) as stub:
+        seen = push_many(stub.peer, items, tmp_path / "own")
+    assert [request.fields.get("tdx-replay") for request in stub.requests] == [None, "?1", "?1"]
+    assert seen.errors() == {}
+
+
 def test_connections_that_always_break_are_not_tried_for_ever(items: list[Item], tmp_path: Path) -> None:
     with stub_receiver(lambda *_: None) as stub:
         seen = push_many(stub.peer, items, tmp_path / "own", sender=SenderOptions(retries=3))

@@ -15,11 +15,13 @@ from tdx.control.sending import add_their_stages
 from tdx.data.entries import EntriesSend, SmallFile
 from tdx.data.port import Cancel
 from tdx.errors import (
+    ConnectionLost,
     DigestMismatch,
     LengthRequired,
     MethodNotAllowed,
     NotFound,
     ProtocolError,
+    Superseded,
     TdxError,
     UnsupportedMedia,
     VerificationFailed,
@@ -88,6 +90,10 @@ class BundlePush:
                 raise NotBundled from error
             except TdxError as error:
                 self._replay = True
+                if isinstance(error, Superseded):
+                    # Nobody else has these keys: bytes of an earlier sending had yet to be read there, and
+                    # were read after its replay had begun.
+                    error = ConnectionLost("the peer has received an earlier sending of these files instead")
                 await self._client.pause_after(error, self._retrier, self._tally)
                 waiting = self._unsettled(waiting)
             else:
