@@ -18,7 +18,7 @@ from tdx.control import routes
 from tdx.control.items import BUNDLED_MOST, Item, LeftOut
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
-from tdx.control.push_many import BUNDLE_FILES, FILES_AT_ONCE, ManyPushes
+from tdx.control.push_many import BUNDLE_FILES, BUNDLES_AT_ONCE, FILES_AT_ONCE, ManyPushes
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
 from tdx.control.sending import MOST_STREAMS
@@ -304,6 +304,35 @@ def test_a_peer_that_is_away_is_tried_once(tmp_path: Path) -> None:
     seen = push_many(Peer("no..such..peer"), items, tmp_path / "own")
     assert seen.errors() == dict.fromkeys("abcd", "unknown-peer")
     assert len({id(each.error) for each in seen.endings.values()}) == 1
+
+
+def test_a_peer_that_has_gone_for_good_is_given_up_once_and_not_for_every_file(
+    receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    items = files_in(tmp_path / "source", {f"f{n}": BUNDLED_MOST + n + 1 for n in range(9)})
+    items += files_in(tmp_path / "source", {f"g{n}": n for n in range(9)})
+    stopped = False
+
+    def stop(_: object) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            receiver.stop()
+
+    seen = push_many(
+        receiver.peer,
+        items,
+        tmp_path / "own",
+        seen=Seen(on_ended=stop),
+        sender=SenderOptions(retries=2, stall_timeout=10.0),
+    )
+    assert set(seen.endings) == {item.name for item in items}
+    assert set(seen.errors().values()) == {"connection-lost"}
+    failures = {id(each.error) for each in seen.endings.values() if each.error is not None}
+    assert len(failures) <= FILES_AT_ONCE + BUNDLES_AT_ONCE
+    receiver.start()
+    assert push_many(receiver.peer, items, tmp_path / "own").errors() == {}
+    assert receiver.visible() == contents(items)
 
 
 def test_no_more_files_are_on_their_way_by_themselves_than_there_are_streams_for(

@@ -83,6 +83,9 @@ class Client:
         self._dialer = dialer
         self._pool = ConnectionPool(dialer)
         self._policy = policy
+        self.gone: ConnectionLost | None = None
+        """What says that the peer, which was there before, could not be reached again, however often it was
+        tried; None as soon as it answers."""
 
     def close(self) -> None:
         self._pool.close()
@@ -210,6 +213,7 @@ class Client:
                 answer, keep_alive = await self._read_answer(connection, to_head=method == "HEAD")
             reusable = written and keep_alive
             connection.answered = True
+            self.gone = None
         finally:
             if reusable:
                 self._pool.release(connection)
@@ -283,7 +287,8 @@ class Client:
         wait = retrier.failed(error)
         if wait is None:
             if isinstance(error, Unreachable):
-                raise ConnectionLost(f"{error.message}; run the push again") from error
+                self.gone = ConnectionLost(f"{error.message}; run the push again")
+                raise self.gone from error
             raise error
         self.count_retry(error, tally)
         await asyncio.sleep(wait)

@@ -114,7 +114,7 @@ class ManyPushes:
             looking.cancel()
             await asyncio.gather(looking, *self.running, return_exceptions=True)
         if self._stopped is not None:
-            self._end_stopped(self._small)
+            self._give_up(self._small, self._stopped)
         if self._failure is not None:
             raise self._failure
 
@@ -147,9 +147,8 @@ class ManyPushes:
 
     async def _take_up(self, item: Item) -> None:
         self._watch.started(item)
-        error = item.error or self._hopeless
-        if error is not None:
-            self._end([Ended(item, item.size, 0, 0, 0.0, error=error)])
+        if item.error is not None:
+            self._give_up([item], item.error)
         elif self._bundles and item.size is not None and item.size <= BUNDLED_MOST:
             self._small.append(item)
             self._small_size += item.size
@@ -160,9 +159,6 @@ class ManyPushes:
             idle = self._alone_slots.locked() and not self._bundle_slots.locked()
             if self._small and (idle or not self._sender.met):
                 await self._start_bundle()
-                if (error := self._hopeless) is not None:
-                    self._end([Ended(item, item.size, 0, 0, 0.0, error=error)])
-                    return
             self._watch.flush()
             await self._alone_slots.acquire()
             await self._start(self._push_alone, [item], Tally(total=item.size), self._alone_slots)
@@ -190,8 +186,8 @@ class ManyPushes:
         async def run() -> None:
             running.begun = True
             try:
-                if self._stopped is not None:
-                    self._end_stopped(items)
+                if (error := self._in_vain) is not None:
+                    self._give_up(items, error)
                 elif not self._closing:
                     await push(items, tally)
             except Exception as error:
@@ -215,8 +211,13 @@ class ManyPushes:
             if running.begun:  # others see by themselves that they come too late
                 task.cancel()
 
-    def _end_stopped(self, items: Iterable[Item]) -> None:
-        self._end([Ended(each, each.size, 0, 0, 0.0, error=self._stopped) for each in items])
+    @property
+    def _in_vain(self) -> TdxError | None:
+        """Why nothing more is to be begun."""
+        return self._stopped or self._hopeless or self._sender.client.gone
+
+    def _give_up(self, items: Iterable[Item], error: TdxError) -> None:
+        self._end([Ended(each, each.size, 0, 0, 0.0, error=error) for each in items])
 
     def _end(self, endings: list[Ended]) -> None:
         whole = self.whole
@@ -292,8 +293,8 @@ class ManyPushes:
             self._sender.count_bundle(push.outcomes.values(), tally)
         # What is no matter for a bundle, and what an older receiver is to get one by one.
         for item in left:
-            if self._stopped is not None:
-                self._end_stopped([item])
+            if (error := self._in_vain) is not None:
+                self._give_up([item], error)
             else:
                 await self._push_small([item], Tally(total=item.size))
         self._watch.flush()
