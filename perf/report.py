@@ -47,7 +47,7 @@ def render(results: Sequence[Result], plots: dict[str, list[str]]) -> str:
         *_targets(results),
     ]
     for result in results:
-        parts += _scenario(result, plots.get(result.outcome.scenario, []))
+        parts += _scenario(result, _newest(results), plots.get(result.outcome.scenario, []))
     return "\n".join(parts)
 
 
@@ -59,19 +59,23 @@ def _origin(results: Sequence[Result]) -> Iterator[str]:
     if not results:
         yield "Nothing has been measured yet.\n"
         return
-    newest = max(results, key=lambda result: result.measured)
+    newest = _newest(results)
     yield f"As of the latest scenario, `{newest.outcome.scenario}`; another one's differences are with it.\n"
     yield "| | |\n|---|---|"
     yield from (f"| {name} | {value} |" for name, value in newest.machine.items())
     yield ""
 
 
+def _newest(results: Sequence[Result]) -> Result:
+    return max(results, key=lambda result: result.measured)
+
+
 def _differences(result: Result, newest: Result) -> str:
-    """In what else the machine was different; the load always is."""
+    """In what the machine was different from that of the report, but for what each scenario tells anyhow."""
     return "; ".join(
         f"{name}: {value}"
         for name, value in result.machine.items()
-        if newest.machine.get(name) != value and name != "load before"
+        if newest.machine.get(name) != value and name not in {"tdx", "load before"}
     )
 
 
@@ -114,7 +118,7 @@ def _bars(of: Goal | Target) -> str:
 # --- scenarios -----------------------------------------------------------------
 
 
-def _scenario(result: Result, plots: Sequence[str]) -> Iterator[str]:
+def _scenario(result: Result, newest: Result, plots: Sequence[str]) -> Iterator[str]:
     outcome = result.outcome
     yield f"## {outcome.title}\n"
     scale = (
@@ -125,6 +129,8 @@ def _scenario(result: Result, plots: Sequence[str]) -> Iterator[str]:
         f"{result.elapsed:.0f} s in all{scale}. {result.machine.get('tdx', '')}, load before: "
         f"{result.machine.get('load before', 'unknown')}.\n"
     )
+    if differences := _differences(result, newest):
+        yield f"The machine differed: {differences}.\n"
     yield from (f"- {note}" for note in outcome.notes)
     yield ""
     for title, tables in grouped(outcome.tables):

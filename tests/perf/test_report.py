@@ -98,6 +98,15 @@ def test_the_report_has_the_machine_the_method_the_targets_and_each_scenario() -
     assert "![One large file](plots/single-1.svg)" in text
 
 
+def test_a_scenario_of_another_machine_says_in_what_it_was_another() -> None:
+    old = replace(result(LINK), measured="2025-01-01T00:00:00+00:00")
+    old = replace(old, machine={**old.machine, "cores": "8", "tdx": "1.0.0", "load before": "9.00"})
+    text = render([result(SINGLE), old], {})
+    assert "| cores | 2 |" in text
+    assert text.count("The machine differed") == 1
+    assert "The machine differed: cores: 8.\n" in text.partition("## Long links")[2]
+
+
 def test_the_report_says_what_is_met_what_is_missed_and_what_was_not_measured() -> None:
     text = render([result(SINGLE), result(LINK)], {})
     lines = [line for line in text.splitlines() if line.startswith("| P")]
