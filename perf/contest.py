@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +142,3 @@ class Settings:
     def sized(self, size: int) -> int:
         """``size`` bytes, or the share of it that ``scale`` asks for."""
         return max(1, int(size * self.scale))
-
-
-Scenario = Callable[[Settings], Outcome]

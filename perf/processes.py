@@ -191,6 +191,16 @@ class PeakMemory:
 # --- servers -------------------------------------------------------------------
 
 
+def said(process: subprocess.Popen[str], log: Path, beginning: str = "") -> str:
+    """What follows ``beginning`` on the next line of a :func:`server` that begins so. RuntimeError with its
+    ``log`` where it ends before it has said that."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return line.removeprefix(beginning).strip()
+    raise RuntimeError(f"{process.args!s:.{SHOWN}} ended at once: {log.read_text().strip()}")
+
+
 @contextlib.contextmanager
 def server(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]:
     """A server in a session of its own, its standard output a pipe, its complaints in ``log``. Asked to

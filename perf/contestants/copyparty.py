@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from perf.contest import Running
-from perf.contestants.programs import HOST, built, listening, reserved, says
+from perf.contestants.programs import HOST, Serving, built, listening, reserved, says
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,8 @@ class Copyparty:
             own = [*surroundings, program, "-q", "-i", HOST, "-p", str(port), "--hist", str(home / "hist")]
             own += ["--wram", "--no-thumb", "--no-crt", "-v", f"{target}::rw"]
             with listening(own, home / "copyparty.log", port) as process:
-                yield _Serving((process.pid,), [uploader, "-ns", f"http://{HOST}:{port}/"], target)
+                upload = [uploader, "-ns", f"http://{HOST}:{port}/"]
+                yield Serving((process.pid,), target, lambda source: [*upload, str(source)])
 
     def version(self) -> str:
         return says(built("peers", "bin", "copyparty"), "--version")
-
-
-@dataclass(frozen=True)
-class _Serving:
-    servers: Sequence[int]
-    upload: Sequence[str]
-    target: Path
-
-    def command(self, source: Path) -> Sequence[str]:
-        return [*self.upload, str(source)]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from perf.contest import Running
-from perf.contestants.programs import built, listening, reserved, says
+from perf.contestants.programs import Serving, built, listening, reserved, says
 
 _HOST: Final = "127.0.0.2"
 """croc's relay takes 127.0.0.1 for every address of the machine."""
@@ -60,27 +60,16 @@ class Croc:
             own = [*surroundings, program, "relay", "--host", _HOST]
             own += ["--ports", ",".join(map(str, ports))]
             process = held.enter_context(listening(own, home / "relay.log", ports[0], _HOST))
-            yield _Serving((process.pid,), surroundings, program, target, ports[0])
+            # proc(5): a connection to the relay's address that is established.
+            called = f"{_HEX_HOST}:{ports[0]:04X} 01"
+
+            def both(source: Path) -> Sequence[str]:
+                # A new one each time: the relay may still have the last one's room.
+                code = "-".join(secrets.token_hex(4) for _ in range(3))
+                words = [_BOTH, program, str(target), str(source), called]
+                return [*surroundings, f"CROC_SECRET={code}", "sh", "-c", *words]
+
+            yield Serving((process.pid,), target, both)
 
     def version(self) -> str:
         return says(built("bin", "croc"), "--version")
-
-
-@dataclass(frozen=True)
-class _Serving:
-    servers: Sequence[int]
-    surroundings: Sequence[str]
-    program: str
-    target: Path
-    port: int
-
-    def command(self, source: Path) -> Sequence[str]:
-        # A new one each time: the relay may still have the last one's room.
-        code = "-".join(secrets.token_hex(4) for _ in range(3))
-        # proc(5): a connection to the relay's address that is established.
-        called = f"{_HEX_HOST}:{self.port:04X} 01"
-        words = [_BOTH, self.program, str(self.target), str(source), called]
-        return [*self.surroundings, f"CROC_SECRET={code}", "sh", "-c", *words]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

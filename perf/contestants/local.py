@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from perf.contest import Running
-
-
-@dataclass(frozen=True)
-class _Local:
-    """A :class:`perf.contest.Running` of one command: ``{source}`` and ``{copy}`` are filled in."""
-
-    words: tuple[str, ...]
-    target: Path
-
-    @property
-    def servers(self) -> Sequence[int]:
-        return ()
-
-    def command(self, source: Path) -> Sequence[str]:
-        return [word.format(source=source, copy=self.arrived(source)) for word in self.words]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name
+from perf.contestants.programs import Serving
 
 
 @dataclass(frozen=True)
@@ -45,11 +28,9 @@ class Cp:
 
     @contextmanager
     def running(self, home: Path, target: Path) -> Iterator[Running]:
-        if self.then_sync:
-            both = 'cp -r "$1" "$2" && sync -f "$2"'
-            yield _Local(("sh", "-c", both, "sh", "{source}", "{copy}"), target)
-        else:
-            yield _Local(("cp", "-r", "{source}", "{copy}"), target)
+        both = ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "sh"]
+        words = both if self.then_sync else ["cp", "-r"]
+        yield Serving((), target, lambda source: [*words, str(source), str(target / source.name)])
 
 
 @dataclass(frozen=True)
@@ -61,5 +42,5 @@ class Dd:
 
     @contextmanager
     def running(self, home: Path, target: Path) -> Iterator[Running]:
-        words = ("dd", "bs=1M", "conv=fsync", "status=none", "if={source}", "of={copy}")
-        yield _Local(words, target)
+        words = ["dd", "bs=1M", "conv=fsync", "status=none"]
+        yield Serving((), target, lambda source: [*words, f"if={source}", f"of={target / source.name}"])

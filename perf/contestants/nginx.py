@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from perf.contest import Missing, Running
-from perf.contestants.programs import HOST, installed, listening, reserved, says
+from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
 
 _CONFIGURATION: Final = """\
 {user}
@@ -80,29 +80,19 @@ class Nginx:
                 )
             )
             own = [program, "-e", str(home / "error.log"), "-p", str(home), "-c", str(configuration)]
+
+            def put(source: Path) -> Sequence[str]:
+                if source.is_dir():
+                    raise Missing("curl uploads files, not folders")
+                url = f"http://{HOST}:{port}/{quote(source.name)}"
+                return [curl, "-q", "-sS", "-f", "-H", "Expect:", "-T", str(source), url]
+
             try:
                 with listening(own, home / "error.log", port) as process:
-                    yield _Serving((process.pid,), curl, port, target)
+                    yield Serving((process.pid,), target, put)
             finally:
                 shutil.rmtree(incoming, ignore_errors=True)
 
     def version(self) -> str:
         curl = says(installed("curl", "curl"), "--version").split(" (")[0]
         return f"{says(installed('nginx', 'nginx-light'), '-v').rpartition(' ')[2]}, {curl}"
-
-
-@dataclass(frozen=True)
-class _Serving:
-    servers: Sequence[int]
-    curl: str
-    port: int
-    target: Path
-
-    def command(self, source: Path) -> Sequence[str]:
-        if source.is_dir():
-            raise Missing("curl uploads files, not folders")
-        url = f"http://{HOST}:{self.port}/{quote(source.name)}"
-        return [self.curl, "-q", "-sS", "-f", "-H", "Expect:", "-T", str(source), url]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

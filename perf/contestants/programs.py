@@ -8,8 +8,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,22 @@ PATIENCE: Final = 30.0
 """Seconds within which a server has to answer."""
 
 _SHOWN: Final = 2000
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A receiving side that is up, and files what comes under its own name in ``target``: a
+    :class:`perf.contest.Running`. ``words`` are its command for a source."""
+
+    servers: Sequence[int]
+    target: Path
+    words: Callable[[Path], Sequence[str]]
+
+    def command(self, source: Path) -> Sequence[str]:
+        return self.words(source)
+
+    def arrived(self, source: Path) -> Path:
+        return self.target / source.name
 
 
 def cache() -> Path:

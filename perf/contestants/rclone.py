@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perf.contest import Running
-from perf.contestants.programs import HOST, installed, listening, reserved, says
+from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,13 @@ class Rclone:
             configuration.write_text(f"[target]\ntype = webdav\nurl = http://{HOST}:{port}\nvendor = other\n")
             base = [program, "--config", str(configuration), "--cache-dir", str(home / "cache")]
             own = [*base, "serve", "webdav", "--ignore-checksum", "--addr", f"{HOST}:{port}", str(target)]
+
+            def copy(source: Path) -> Sequence[str]:
+                into = f"target:{source.name}" if source.is_dir() else "target:"
+                return [*base, "copy", "--ignore-times", str(source), into]
+
             with listening(own, home / "rclone.log", port) as process:
-                yield _Serving((process.pid,), base, target)
+                yield Serving((process.pid,), target, copy)
 
     def version(self) -> str:
         return says(installed("rclone", "rclone"), "version")
-
-
-@dataclass(frozen=True)
-class _Serving:
-    servers: Sequence[int]
-    base: Sequence[str]
-    target: Path
-
-    def command(self, source: Path) -> Sequence[str]:
-        into = f"target:{source.name}" if source.is_dir() else "target:"
-        return [*self.base, "copy", "--ignore-times", str(source), into]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

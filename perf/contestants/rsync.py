@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from perf.contest import Running
-from perf.contestants.programs import HOST, installed, listening, reserved, says
+from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
 
 _CONFIGURATION: Final = """\
 address = {host}
@@ -61,27 +61,16 @@ class Rsync:
                 _CONFIGURATION.format(host=HOST, port=port, home=home, user=user, target=target)
             )
             own = [program, "--daemon", "--no-detach", f"--config={configuration}"]
+
+            def copy(source: Path) -> Sequence[str]:
+                flags = ["-rlptW" if source.is_dir() else "-W", "--inplace"]
+                alone = [program, *flags, str(source), f"rsync://{HOST}:{port}/target/"]
+                if not self.then_sync:
+                    return alone
+                return ["sh", "-c", 'where=$1; shift; "$@" && sync -f "$where"', "sh", str(target), *alone]
+
             with listening(own, home / "rsyncd.err", port) as process:
-                yield _Serving((process.pid,), program, port, target, self.then_sync)
+                yield Serving((process.pid,), target, copy)
 
     def version(self) -> str:
         return " ".join(says(installed("rsync", "rsync"), "--version").split()[:3])
-
-
-@dataclass(frozen=True)
-class _Serving:
-    servers: Sequence[int]
-    program: str
-    port: int
-    target: Path
-    then_sync: bool
-
-    def command(self, source: Path) -> Sequence[str]:
-        flags = ["-rlptW" if source.is_dir() else "-W", "--inplace"]
-        copy = [self.program, *flags, str(source), f"rsync://{HOST}:{self.port}/target/"]
-        if not self.then_sync:
-            return copy
-        return ["sh", "-c", 'where=$1; shift; "$@" && sync -f "$where"', "sh", str(self.target), *copy]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

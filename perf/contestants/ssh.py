@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perf.contest import Running
-from perf.contestants.programs import HOST, installed, listening, reserved, says
+from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
 from perf.processes import wait_for_newcomers
 
 
@@ -67,9 +67,15 @@ class Scp:
             own = [daemon, "-D", "-e", "-f", str(home / "sshd_config")]
             with listening(own, home / "sshd.log", port) as process:
                 alone = [process.pid]
+                copy = self._copy(scp, home, port)
+                there = f"{getpass.getuser()}@{HOST}:{target}/"
                 try:
                     wait_for_newcomers(alone, alone)
-                    yield _Serving(alone, self._copy(scp, home, port), target)
+                    yield Serving(
+                        alone,
+                        target,
+                        lambda source: [*copy, *(["-r"] if source.is_dir() else []), str(source), there],
+                    )
                 finally:
                     # Sessions are no part of sshd's process group; they end with their connection.
                     wait_for_newcomers(alone, alone)
@@ -82,17 +88,3 @@ class Scp:
 
     def version(self) -> str:
         return says(installed("ssh", "openssh-client"), "-V")
-
-
-@dataclass(frozen=True)
-class _Serving:
-    servers: Sequence[int]
-    copy: Sequence[str]
-    target: Path
-
-    def command(self, source: Path) -> Sequence[str]:
-        recursive = ["-r"] if source.is_dir() else []
-        return [*self.copy, *recursive, str(source), f"{getpass.getuser()}@{HOST}:{self.target}/"]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

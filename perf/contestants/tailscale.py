@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from perf.contest import Missing, Running
-from perf.contestants.programs import built, says
-from perf.contestants.tdx import DOES
-from perf.processes import TDX, server
+from perf.contestants.programs import Serving, built, says
+from perf.contestants.tdx import DOES, recursive
+from perf.processes import TDX, said, server
 
 if TYPE_CHECKING:
     from support.tailnet import Node
@@ -111,14 +111,13 @@ class MeshTdx:
         log = home / "serve.log"
         command = [*_as_on(receiver, home), *TDX, "serve", "--dir", str(target)]
         with server(command, log) as process:
-            assert process.stdout is not None
-            told = ""
-            while not told.startswith(f"listening {receiver.ip4}:"):
-                told = process.stdout.readline()
-                if not told:
-                    raise RuntimeError(f"tdx serve ended at once: {log.read_text().strip()}")
+            said(process, log, f"listening {receiver.ip4}:")
             push = [*_as_on(self.mesh.sender, home), *TDX, "push", "-q"]
-            yield _Pushing((process.pid, *self.mesh.daemons), push, receiver.host, target)
+            yield Serving(
+                (process.pid, *self.mesh.daemons),
+                target,
+                lambda source: [*push, *recursive(source), str(source), receiver.host],
+            )
 
 
 def _as_on(node: Node, home: Path) -> Sequence[str]:
@@ -127,18 +126,3 @@ def _as_on(node: Node, home: Path) -> Sequence[str]:
     configuration.write_text(f'[tailscale]\nsocket = "{node.socket}"\n')
     settings = (f"TDX_CONFIG={configuration}", f"TDX_STATE_DIR={home / node.host}")
     return [*node.prefix, "env", *settings]
-
-
-@dataclass(frozen=True)
-class _Pushing:
-    servers: Sequence[int]
-    push: Sequence[str]
-    host: str
-    target: Path
-
-    def command(self, source: Path) -> Sequence[str]:
-        kind = ["-r"] if source.is_dir() else []
-        return [*self.push, *kind, str(source), self.host]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf.processes import TDX, server
+from perf.processes import TDX, said, server
 from tdx.identity.tls import TlsIdentities
 from tdx.identity.trust import Trusted
 
@@ -35,8 +35,7 @@ class Receiver:
         return (self.pid,)
 
     def command(self, source: Path) -> Sequence[str]:
-        kind = ["-r"] if source.is_dir() else []
-        return [*TDX, "push", *kind, str(source), self.peer, *self.options]
+        return [*TDX, "push", *recursive(source), str(source), self.peer, *self.options]
 
     @property
     def options(self) -> Sequence[str]:
@@ -73,19 +72,16 @@ class Tdx:
         command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *self.serve_flags]
         log = home / "serve.log"
         with server(command, log) as process:
-            assert process.stdout is not None
-            told: dict[str, str] = {}
-            while len(told) < 2:
-                line = process.stdout.readline()
-                if not line:
-                    raise RuntimeError(f"tdx serve ended at once: {log.read_text().strip()}")
-                word, _, address = line.strip().partition(" ")
-                told[word] = address
-            address = told["listening"]
+            address, metrics = said(process, log, "listening "), said(process, log, "metrics ")
             if self.tls:
                 introduce(sender, receiving, address)
             peer = PEER if self.tls else address
-            yield Receiver(process.pid, address, told["metrics"], peer, target, sender, self.flags)
+            yield Receiver(process.pid, address, metrics, peer, target, sender, self.flags)
+
+
+def recursive(source: Path) -> Sequence[str]:
+    """What a folder needs, and one file does not."""
+    return ["-r"] if source.is_dir() else []
 
 
 def introduce(sender: Path, receiving: Path, address: str) -> None:

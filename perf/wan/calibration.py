@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf.processes import cpu_seconds, server, timed
+from perf.processes import cpu_seconds, said, server, timed
 from perf.wan.ends import PROBE
 from perf.wan.link import FAR, Link, link
 from perf.wan.pipe import Conditions
@@ -63,6 +63,6 @@ def kept(conditions: Conditions, home: Path) -> Kept:
 
 @contextmanager
 def _far(made: Link, mode: str, home: Path) -> Iterator[str]:
-    with server([*made.far, *PROBE, mode], home / f"{mode}.log") as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
+    log = home / f"{mode}.log"
+    with server([*made.far, *PROBE, mode], log) as process:
+        yield said(process, log)

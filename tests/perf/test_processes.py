@@ -16,6 +16,8 @@ from perf.processes import (
     cpu_seconds,
     pss_bytes,
     reap,
+    said,
+    server,
     timed,
     tree,
     wait_for_newcomers,
@@ -142,6 +144,22 @@ def runs(pid: int) -> bool:
 def test_a_command_that_hangs_is_ended_with_its_children() -> None:
     with pytest.raises(RuntimeError, match="took too long"):
         timed(["sh", "-c", "sleep 600 & sleep 600"], longest=0.2)
+
+
+def test_what_a_server_says_is_waited_for_and_told_without_its_beginning(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo first; echo listening HERE; echo third; cat"]
+    with server(command, log := tmp_path / "log") as process:
+        assert said(process, log, "listening ") == "HERE"
+        assert said(process, log) == "third"
+
+
+def test_a_server_that_ends_before_it_has_said_that_is_told_with_its_log(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo first; echo no luck >&2"]
+    with (
+        server(command, log := tmp_path / "log") as process,
+        pytest.raises(RuntimeError, match="ended at once: no luck"),
+    ):
+        said(process, log, "listening ")
 
 
 def test_reaping_tells_the_cpu_time_and_what_was_printed() -> None:
