@@ -132,7 +132,9 @@ class StreamPush:
             ("Content-Digest", format_digest(ALGORITHM, digest)),
         ]
         await self._client.persist(
-            lambda: put_buffer(self._client, upload.target, fields, block, self._pace, self._tally),
+            lambda: put_buffer(
+                self._client, upload.target, fields, block, self._pace, self._tally, seals=upload.seals
+            ),
             self._tally,
         )
         self._digests.append(digest)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from functools import partial
 from typing import Final
 
 from tdx.control.client import Answer, Client, Fields
@@ -13,7 +15,7 @@ from tdx.data.port import Cancel, SendHooks
 from tdx.data.send import send_buffer
 from tdx.errors import ProtocolError
 from tdx.integrity import ALGORITHM
-from tdx.model import Span
+from tdx.model import Span, Stages
 from tdx.proto.fields import format_digest
 
 AT_ONCE: Final = 65536
@@ -63,18 +65,24 @@ async def put_buffer(
     tally: Tally,
     *,
     ask_first: bool = False,
+    seals: bool = False,
 ) -> Answer:
-    """One PUT whose body is in memory, written by a worker thread."""
+    """One PUT whose body is in memory, written by a worker thread; ``seals``: the peer opens sealed ones."""
     cancel = Cancel()
     hooks = SendHooks(sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for)
+
+    def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
+        return send_buffer(sock, content, hooks, cancel, client.stall_timeout, seal)
+
     answer, ours = await client.upload(
         "PUT",
         target,
         fields,
         len(content),
-        lambda sock: send_buffer(sock, content, hooks, cancel, client.stall_timeout),
+        pump,
         cancel,
         ask_first=ask_first,
+        sealed=(lambda key: partial(pump, seal=key)) if seals else None,
     )
     if ours is None and answer.status == 201:
         raise ProtocolError("the peer answered before it had the whole body")

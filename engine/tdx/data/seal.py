@@ -13,7 +13,6 @@ cryptography is loaded by the first body that is sealed or opened: nothing else 
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -59,7 +58,7 @@ class SealWriter:
     32 random bytes that no other body is sealed with.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, key: bytes, length: int) -> None:
+    def __init__(self, sock: socket.socket, key: bytes, length: int) -> None:
         beneath_tls(sock)
         self._sock = sock
         self._cipher = _cipher(key)
@@ -125,7 +124,7 @@ class SealedBody(SocketBody):
 
     def __init__(
         self,
-        sock: ssl.SSLSocket,
+        sock: socket.socket,
         key: bytes,
         length: int,
         cancel: Cancel,
@@ -135,7 +134,6 @@ class SealedBody(SocketBody):
     ) -> None:
         super().__init__(sock, cancel, stall_timeout, min_rate, clock)
         self._receive = _receive_beneath(sock)
-        self._tls = sock
         self._key = key
         self._opener: AESGCM | None = None
         self._length = length
@@ -209,7 +207,7 @@ class SealedBody(SocketBody):
         self._number += 1
 
 
-def _receive_beneath(sock: ssl.SSLSocket) -> Receive:
+def _receive_beneath(sock: socket.socket) -> Receive:
     ready = False
 
     def receive(view: memoryview, *, whole: bool) -> int:

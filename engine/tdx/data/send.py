@@ -178,7 +178,7 @@ class _FileSender:
 
 def _from_memory(sock: socket.socket, length: int, seal: bytes | None) -> EmitOf:
     """How windows of a body of ``length`` bytes go out, sealed under the key ``seal`` if there is one."""
-    if seal is not None and isinstance(sock, ssl.SSLSocket):
+    if seal is not None:
         from tdx.data.seal import SealWriter
 
         return SealWriter(sock, seal, length).emit_of
@@ -265,8 +265,9 @@ def _send_file(
     *,
     zero_copy: bool,
 ) -> Stages:
+    zero_copy = zero_copy and seal is None
     if isinstance(sock, ssl.SSLSocket) and zero_copy:
-        zero_copy = seal is None and kernel_encrypts(sock)
+        zero_copy = kernel_encrypts(sock)
         # ssl left the descriptor without blocking, and os.sendfile would fail at once where it should wait.
         os.set_blocking(sock.fileno(), zero_copy)
     from_memory = _from_memory(sock, sum(map(len, extents)), seal)

@@ -31,7 +31,7 @@ def to_worker(sock: socket.socket, tick: float = TICK) -> None:
     _set_timeouts(sock, tick)
 
 
-def beneath_tls(sock: ssl.SSLSocket) -> None:
+def beneath_tls(sock: socket.socket) -> None:
     """Let a worker read or write bare bytes of the TCP connection under a TLS socket of its own, as
     :func:`to_worker` has prepared a plain one. Until :func:`to_loop` nothing may go through TLS.
 
