@@ -22,11 +22,13 @@ TDX: Final = Tdx()
 CP: Final = Cp()
 DD: Final = Dd()
 NGINX: Final = Nginx()
+NGINX_TUNED: Final = Nginx("1m", "curl → nginx (1 MiB buffer)")
 CP_SYNC: Final = Cp(then_sync=True)
 RSYNC: Final = Rsync()
 RSYNC_SYNC: Final = Rsync(then_sync=True)
 SCP: Final = Scp(AES_128)
 SCP_256: Final = Scp(AES_256)
+SCP_DEFAULT: Final = Scp(None)
 
 
 class Versioned(Protocol):
@@ -35,7 +37,16 @@ class Versioned(Protocol):
     def version(self) -> str: ...
 
 
-PEERS: Final[tuple[Contestant, ...]] = (NGINX, RSYNC, SCP, Rclone(), Copyparty(), Croc())
+PEERS: Final[tuple[Contestant, ...]] = (
+    NGINX,
+    NGINX_TUNED,
+    RSYNC,
+    SCP,
+    SCP_DEFAULT,
+    Rclone(),
+    Copyparty(),
+    Croc(),
+)
 """What people would use instead of tdx between two machines."""
 
 

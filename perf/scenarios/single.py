@@ -30,6 +30,15 @@ def run(settings: Settings) -> Outcome:
             "in the table. On a tmpfs, fsync costs nothing for anybody."
         ),
         (
+            "The targets are against nginx with its default body buffer of 16 KiB, and scp with AES-128-GCM; "
+            "nginx with the best buffer there is and scp with its default cipher are there for comparison."
+        ),
+        (
+            "tdx takes BBR, this system's congestion control, off what goes to the very machine it runs on, "
+            "as its pacing costs a quarter there (docs/decisions/008-one-large-push.md); the peers run as "
+            "they come."
+        ),
+        (
             "croc has no server that stays up: its figure has the start of the receiver in it, and "
             "all bytes pass through its relay. A run of croc whose two ends fail to agree on a key is "
             "repeated."

@@ -7,7 +7,7 @@ from perf.content import GIB, random_file, scratch
 from perf.contest import Outcome, Settings
 from perf.contestants.tdx import Tdx
 from perf.contests import contest
-from perf.lineup import SCP, SCP_256, TDX
+from perf.lineup import SCP, SCP_256, SCP_DEFAULT, TDX
 from perf.tables import time_ratios
 
 
@@ -15,13 +15,14 @@ def run(settings: Settings) -> Outcome:
     paired = Tdx("tdx (TLS)", tls=True)
     with scratch(settings.disk) as home:
         source = random_file(home / "source", settings.sized(3 * GIB))
-        contestants = (paired, SCP_256, SCP, TDX)
+        contestants = (paired, SCP_256, SCP, SCP_DEFAULT, TDX)
         table = contest("One file, encrypted", contestants, source, settings)
     notes = (
         (
-            "tdx between paired devices speaks TLS 1.3 and negotiates AES-256-GCM: the target is "
-            "against scp with the same cipher. scp with AES-128-GCM, and tdx in plain, are there for "
-            "comparison."
+            "tdx between paired devices speaks TLS 1.3 with AES-256-GCM and seals the file's bytes with the "
+            "same cipher beneath it (docs/decisions/011-sealed-bodies.md): the target is against scp with "
+            "that cipher, too. scp with AES-128-GCM and with its default cipher, and tdx in plain, are there "
+            "for comparison."
         ),
         "scp authenticates every packet, and has neither a hash of the file nor an fsync.",
     )
