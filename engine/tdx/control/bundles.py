@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Final
 
-from tdx.control.files import receipt_document
+from tdx.control.files import receipt_document, too_large
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.replays import Incoming
@@ -23,7 +23,6 @@ from tdx.errors import (
     Stalled,
     Superseded,
     TdxError,
-    TooLarge,
     UnsupportedMedia,
 )
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
@@ -156,8 +155,7 @@ class Arrival:
 
     def _accept(self, entry: wire.Entry) -> BundledFile:
         if entry.size > self._most:
-            by = f" by rule `{self._grant.rule}`" if self._most == self._grant.max_file else ""
-            raise TooLarge(f"a file of {entry.size} bytes where at most {self._most} are taken{by}")
+            raise too_large(entry.size, self._most, self._grant)
         name = self._grant.place(check_name(entry.name))
         return BundledFile(name, entry.size, entry.digest, entry.key, entry.mtime_ns, entry.mode)
 

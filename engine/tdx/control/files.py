@@ -23,6 +23,7 @@ from tdx.errors import (
 )
 from tdx.integrity import ALGORITHM, MAX_EXTENT, MAX_EXTENTS, PART, extent_size_for
 from tdx.model import Conflict, FileName, Outcome, Receipt, UploadSpec
+from tdx.policy.rules import Grant
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.store.port import Existing
@@ -116,8 +117,13 @@ def check_stated_length(exchange: Exchange, length: int | None) -> None:
 def check_size(exchange: Exchange, length: int | None) -> None:
     limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)
     if length is not None and length > limit:
-        by = f" by rule `{exchange.grant.rule}`" if limit == exchange.grant.max_file else ""
-        raise TooLarge(f"a file of {length} bytes where at most {limit} are taken{by}")
+        raise too_large(length, limit, exchange.grant)
+
+
+def too_large(size: int, limit: int, grant: Grant) -> TooLarge:
+    """Says whose limit it is, if it is the rule's."""
+    by = f" by rule `{grant.rule}`" if limit == grant.max_file else ""
+    return TooLarge(f"a file of {size} bytes where at most {limit} are taken{by}")
 
 
 async def put_file(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:

@@ -10,7 +10,7 @@ from typing import Final
 from tdx.errors import StorageError, TdxError
 from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundles import BundleFolder
-from tdx.store.datafile import Disk, Growth
+from tdx.store.datafile import Disk, Growth, write_full
 from tdx.store.port import Admit, BundledFile
 from tdx.store.publish_bundle import Publication, PublishContext, Staged
 from tdx.store.syscalls import System, failure
@@ -68,22 +68,9 @@ class LocalBundle:
         return self._bits if file.mode is None else file.mode & 0o777
 
     def write(self, data: memoryview) -> None:
-        at = self._at
-        try:
-            while data:
-                try:
-                    done = self._system.pwrite(self._fd, data, at)
-                except InterruptedError:
-                    continue
-                if done == 0:
-                    raise StorageError(f"{self._name}: the disk takes no more bytes")
-                at += done
-                data = data[done:]
-        except OSError as error:
-            raise failure(f"{self._name}: cannot be written", error) from error
-        finally:
-            self.staged += at - self._at
-            self._at = at
+        write_full(self._system, self._fd, data, self._at, self._name)
+        self._at += len(data)
+        self.staged += len(data)
 
     def keep(self) -> None:
         file, number = self._file, str(self._begun - 1)

@@ -61,6 +61,22 @@ class Growth:
             raise NoSpace(f"{self._name}: the disk is full up to its reserve", free=0)
 
 
+def write_full(system: System, fd: int, data: memoryview, offset: int, name: str) -> None:
+    """Write all of ``data``, to what messages call ``name``. NoSpace, StorageError."""
+    try:
+        while data:
+            try:
+                done = system.pwrite(fd, data, offset)
+            except InterruptedError:
+                continue
+            if done == 0:
+                raise StorageError(f"{name}: the disk takes no more bytes")
+            offset += done
+            data = data[done:]
+    except OSError as error:
+        raise failure(f"{name}: cannot be written", error) from error
+
+
 class DataFile:
     """The open ``data`` of a claimed folder. Calls from several threads may overlap; the caller sees to
     it that none comes after the folder is closed. ``name`` is for messages."""
@@ -85,20 +101,7 @@ class DataFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         """NoSpace, StorageError."""
-        at = offset
-        rest = data
-        try:
-            while len(rest):
-                try:
-                    done = self._system.pwrite(self._folder.data, rest, at)
-                except InterruptedError:
-                    continue
-                if done == 0:
-                    raise StorageError(f"{self._name}: the disk takes no more bytes")
-                at += done
-                rest = rest[done:]
-        except OSError as error:
-            raise failure(f"{self._name}: cannot be written", error) from error
+        write_full(self._system, self._folder.data, data, offset, self._name)
         self.wrote(offset, len(data))
 
     def wrote(self, offset: int, length: int) -> None:
