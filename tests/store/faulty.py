@@ -139,3 +139,10 @@ class WithoutRenameat2(FaultySystem):
 
     def rename_noreplace(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         raise OSError(errno.EINVAL, "not here")
+
+
+class WithoutSyncfs(FaultySystem):
+    """A system that cannot sync a whole filesystem, or would not tell what failed."""
+
+    def syncfs(self, fd: int) -> None:
+        raise OSError(errno.ENOSYS, "not here")

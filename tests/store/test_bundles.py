@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from store.bundle_conformance import anything, outcomes, small
-from store.conformance import ME, content, visible
-from store.faulty import FaultySystem, Stopped, WithoutRenameat2
+from store.conformance import ME, content
+from store.faulty import FaultySystem, Stopped, WithoutRenameat2, WithoutSyncfs
+from store.killable import KillableStore
 from tdx.errors import NoSpace, StorageError, TdxError
 from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import LIFETIME, UNFINISHED_AGE
 from tdx.store.local import LocalStore
 from tdx.store.publish_bundle import FEW
-from tdx.store.receipts import Receipts
 
 pytestmark = pytest.mark.usefixtures("counted_receipts")
 
@@ -29,35 +29,8 @@ FILES = {"a": b"one", "d/b": content(5000), "d/e/c": b"", "f/g": b"four", "taken
 OLD = b"what was there before"
 
 
-class WithoutSyncfs(FaultySystem):
-    def syncfs(self, fd: int) -> None:
-        raise OSError(errno.ENOSYS, "not here")
-
-
-class Machine:
-    """One receiver after another on the same folder."""
-
-    running: FaultySystem
-
-    def __init__(self, folder: Path, kind: type[FaultySystem] = FaultySystem) -> None:
-        self.kind = kind
-        folder.mkdir(exist_ok=True)
-        self.inbox = folder / "inbox"
-        self.state = folder / "state"
-        self.start()
-
-    def start(self) -> None:
-        self.system = Machine.running = self.kind()
-        self.store = LocalStore(self.inbox, self.state, reserve=0, system=self.system)
-
-    def kill(self) -> None:
-        self.system.die()
-        self.store._receipts.close()
-
-    def restart(self) -> list[Receipt]:
-        self.kill()
-        self.start()
-        return self.store.recover()
+class Machine(KillableStore):
+    FOLDER = "bundles"
 
     def receive(
         self, files: dict[str, bytes], conflict: Conflict = Conflict.RENAME, **more: Any
@@ -76,35 +49,14 @@ class Machine:
         finally:
             bundle.close()
 
-    def visible(self) -> dict[str, bytes]:
-        return visible(str(self.inbox))
-
-    def left(self) -> list[str]:
-        return os.listdir(self.inbox / ".tdx" / "bundles")
-
     def receipt(self, name: str) -> Receipt | None:
         return self.store.receipt_by_key(ME, f"key of {name}")
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path)
-    yield machine
-    machine.system.heal()
-    machine.store.close()
-    assert machine.system.fds == set()
-
-
-@pytest.fixture
-def counted_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storing receipts is a step like the system's calls: one can be killed before it."""
-    put = Receipts.put_many
-
-    def counted(self: Receipts, receipts: list[Receipt], *, lifetime: float) -> None:
-        Machine.running.before("put receipts", ())
-        put(self, receipts, lifetime=lifetime)
-
-    monkeypatch.setattr(Receipts, "put_many", counted)
+    with Machine(tmp_path) as machine:
+        yield machine
 
 
 WAYS = [

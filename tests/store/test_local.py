@@ -12,7 +12,7 @@ import pytest
 
 from store.bundle_conformance import BundleConformance
 from store.conformance import Harness, StoreConformance, visible
-from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2
+from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2, WithoutSyncfs
 from tdx.model import UploadId
 from tdx.store.local import LocalStore
 
@@ -84,13 +84,6 @@ class TestLocalStore(StoreConformance, BundleConformance):
 
 class TestLocalStoreWithShortWritesAndSignals(TestLocalStore):
     KIND = HalfWriting
-
-
-class WithoutSyncfs(FaultySystem):
-    """A system that cannot sync a whole filesystem, or would not tell what failed."""
-
-    def syncfs(self, fd: int) -> None:
-        raise OSError(errno.ENOSYS, "not here")
 
 
 class TestLocalStoreWithoutSyncfs(TestLocalStore):

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from store.conformance import EXTENT, content, publish, push, root_of, send, spec, visible
+from store.conformance import EXTENT, content, publish, push, root_of, send, spec
 from store.faulty import FaultySystem, Stopped, WithoutRenameat2
+from store.killable import KillableStore
 from tdx.errors import Exists, NoSpace, NotFound, StorageError, UploadBusy
 from tdx.model import Conflict, FileName, Outcome, Receipt, Span
 from tdx.store.folders import Folder
-from tdx.store.local import LocalStore
 from tdx.store.port import Existing
 from tdx.store.publish import Destination
-from tdx.store.receipts import Receipts
 from tdx.store.upload import LocalUpload
 
 pytestmark = pytest.mark.usefixtures("counted_receipts")
@@ -28,29 +27,8 @@ DATA = content(2 * EXTENT + 9)
 OLD = b"what was there before"
 
 
-class Machine:
-    """One receiver after another on the same folder."""
-
-    running: FaultySystem
-
-    def __init__(self, folder: Path, kind: type[FaultySystem] = FaultySystem) -> None:
-        self.kind = kind
-        self.inbox = folder / "inbox"
-        self.state = folder / "state"
-        self.start()
-
-    def start(self) -> None:
-        self.system = Machine.running = self.kind()
-        self.store = LocalStore(self.inbox, self.state, reserve=0, system=self.system)
-
-    def kill(self) -> None:
-        self.system.die()
-        self.store._receipts.close()
-
-    def restart(self) -> list[Receipt]:
-        self.kill()
-        self.start()
-        return self.store.recover()
+class Machine(KillableStore):
+    FOLDER = "uploads"
 
     def upload(
         self, conflict: Conflict = Conflict.RENAME, name: str = "a/disk.img", **more: Any
@@ -59,32 +37,11 @@ class Machine:
         send(upload, DATA)
         return upload
 
-    def visible(self) -> dict[str, bytes]:
-        return visible(str(self.inbox))
-
-    def left(self) -> list[str]:
-        return os.listdir(self.inbox / ".tdx" / "uploads")
-
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path)
-    yield machine
-    machine.system.heal()
-    machine.store.close()
-    assert machine.system.fds == set()
-
-
-@pytest.fixture
-def counted_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storing a receipt is a step like the system's calls: one can be killed before it."""
-    put = Receipts.put
-
-    def counted(self: Receipts, receipt: Receipt, *, lifetime: float) -> None:
-        Machine.running.before("put receipt", ())
-        put(self, receipt, lifetime=lifetime)
-
-    monkeypatch.setattr(Receipts, "put", counted)
+    with Machine(tmp_path) as machine:
+        yield machine
 
 
 WAYS = [
@@ -155,7 +112,7 @@ def test_killed_during_recovery_the_next_recovery_finishes(tmp_path: Path) -> No
         (tmp_path / str(step)).mkdir()
         machine = Machine(tmp_path / str(step))
         upload = machine.upload()
-        machine.system.spoil("put receipt", Stopped())
+        machine.system.spoil("put receipts", Stopped())
         with pytest.raises(Stopped):
             publish(upload, DATA)
         machine.kill()
@@ -202,7 +159,7 @@ def test_everything_is_durable_before_the_next_step_builds_on_it(machine: Machin
         f"fsync {machine.inbox}/.tdx/uploads",
         "rename_noreplace",
         f"fsync {machine.inbox}/a",
-        "put receipt",
+        "put receipts",
         "rmdir",
     ]
     at = 0
@@ -430,7 +387,7 @@ def test_a_directory_whose_first_sync_fails_at_the_start_is_not_believed_by_the_
     machine: Machine,
 ) -> None:
     upload = machine.upload(name="f")
-    machine.system.spoil("put receipt", Stopped())
+    machine.system.spoil("put receipts", Stopped())
     with pytest.raises(Stopped):
         publish(upload, DATA)
     machine.kill()
@@ -444,7 +401,7 @@ def test_a_directory_whose_first_sync_fails_at_the_start_is_not_believed_by_the_
 
 def test_a_receipt_that_could_not_be_stored_is_stored_by_the_repeated_commit(machine: Machine) -> None:
     upload = machine.upload(name="f")
-    machine.system.spoil("put receipt", StorageError("the receipts' disk is full"))
+    machine.system.spoil("put receipts", StorageError("the receipts' disk is full"))
     with pytest.raises(StorageError):
         publish(upload, DATA)
     with pytest.raises(StorageError):
@@ -456,7 +413,7 @@ def test_a_receipt_that_could_not_be_stored_is_stored_by_the_repeated_commit(mac
 
 def test_a_receipt_that_could_not_be_stored_is_stored_by_the_next_start(machine: Machine) -> None:
     upload = machine.upload(name="f")
-    machine.system.spoil("put receipt", StorageError("the receipts' disk is full"), times=2)
+    machine.system.spoil("put receipts", StorageError("the receipts' disk is full"), times=2)
     with pytest.raises(StorageError):
         publish(upload, DATA)
     upload.close()
@@ -486,7 +443,7 @@ def test_one_upload_that_defies_recovery_keeps_no_receiver_from_starting(
 ) -> None:
     uploads = [machine.upload(name=name) for name in "ab"]
     for each in uploads:
-        machine.system.spoil("put receipt", Stopped())
+        machine.system.spoil("put receipts", Stopped())
         with pytest.raises(Stopped):
             publish(each, DATA)
     machine.kill()
@@ -531,7 +488,7 @@ def test_a_broken_intent_is_taken_back(machine: Machine, intent: bytes) -> None:
 @pytest.mark.parametrize("blocked", [False, True])
 def test_a_file_moved_away_after_the_crash_gets_no_receipt(machine: Machine, blocked: bool) -> None:
     upload = machine.upload()
-    machine.system.spoil("put receipt", Stopped())
+    machine.system.spoil("put receipts", Stopped())
     with pytest.raises(Stopped):
         publish(upload, DATA)
     (machine.inbox / "a").rename(machine.inbox / "b")
