@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.bundled import Request, items_of, push_many, receipt, refusal, stub_receiver
+from support.runs import items_of, push_many
+from support.stub_receiver import Request, receipt, refusal, stub_receiver
 from tdx.control.items import Item
 from tdx.control.push_many import ManyPushes
 from tdx.control.sender import SenderOptions

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from support.bundled import Seen, items_of, push_many
 from support.devices import introduce
 from support.proxy import Fault, at_random, mistreating, once
 from support.receiving import RunningReceiver, running
+from support.runs import Seen, items_of, push_many
 from support.vouching import Vouching
 from tdx.control import routes
 from tdx.control.items import BUNDLED_MOST, Item, LeftOut

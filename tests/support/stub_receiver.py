@@ -1,98 +1,20 @@
-"""Runs of many files, and a receiver of bundles that answers as it is told and keeps nothing."""
+"""A receiver of bundles that answers as it is told and keeps nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-from tdx.control.items import Ended, Item, LeftOut
-from tdx.control.push import PushOptions
-from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
-from tdx.control.sender import Sender, SenderOptions
 from tdx.integrity import MIN_EXTENT, Root
-from tdx.metrics import Metrics
 from tdx.proto import bundle
 from tdx.proto.bundle import Entry
 from tdx.proto.chunked import ChunkedDecoder
-
-
-@dataclass
-class Seen:
-    """What a run told. ``on_started`` is called with each file, before it is noted."""
-
-    names: list[str] = field(default_factory=list)
-    endings: dict[str, Ended] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
-    on_started: Callable[[Item], None] = lambda _: None
-    on_ended: Callable[[Sequence[Ended]], None] = lambda _: None
-
-    def left_out(self, what: LeftOut) -> None:
-        self.left.append(what.path)
-
-    def started(self, item: Item) -> None:
-        self.on_started(item)
-        self.names.append(item.name)
-
-    def ended(self, endings: Sequence[Ended]) -> None:
-        self.on_ended(endings)
-        for each in endings:
-            assert each.item.name not in self.endings
-            self.endings[each.item.name] = each
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def errors(self) -> dict[str, str]:
-        """The codes of those that failed."""
-        return {
-            name: getattr(each.error, "code", repr(each.error))
-            for name, each in self.endings.items()
-            if each.error is not None
-        }
-
-
-def items_of(paths: Iterable[Path], folder: Path | None = None) -> list[Item]:
-    """Files by their names, or by their paths in ``folder``."""
-    return [
-        Item(
-            str(path),
-            path.name if folder is None else str(path.relative_to(folder)),
-            path.stat().st_size if path.exists() else None,
-        )
-        for path in paths
-    ]
-
-
-def push_many(
-    peer: Peer,
-    items: Iterable[Item | LeftOut],
-    state: Path,
-    *,
-    seen: Seen | None = None,
-    sender: SenderOptions | None = None,
-    metrics: Metrics | None = None,
-    during: Callable[[ManyPushes], None] = lambda _: None,
-    **options: object,
-) -> Seen:
-    """One run, start to end, on a loop of its own; ``during`` gets it before it begins."""
-    watch = seen or Seen()
-
-    async def go() -> None:
-        async with Sender(peer, sender or SenderOptions(stall_timeout=10.0), metrics) as pushing:
-            run = pushing.many(PushOptions(state=state, **options), watch)  # type: ignore[arg-type]
-            during(run)
-            await run.run(items)
-
-    asyncio.run(go())
-    return watch
 
 
 @dataclass
