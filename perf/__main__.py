@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Final
 
 from perf import machine, report, results, scenarios
-from perf.contest import Missing, Outcome, Settings
 from perf.figures import Spread
 from perf.lineup import versions
+from perf.model import Missing, Outcome, Settings
 from perf.tables import moved, seconds_of
 from perf.targets import verdict
 

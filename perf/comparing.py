@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from perf import results
-from perf.contest import Series, Table
 from perf.figures import Spread, interval_of_ratio, number
+from perf.model import Series, Table
 from perf.tables import seconds_of
 
 FEWEST: Final = 3

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from perf import cache
 from perf.content import count_of, remove, same_content, scratch, size_of
-from perf.contest import Contestant, Fallible, Missing, Run, Running, Series, Settings, Table
+from perf.model import Contestant, Fallible, Missing, Run, Running, Series, Settings, Table
 from perf.processes import cpu_seconds, timed, tree, wait_for_newcomers
 
 T = TypeVar("T")

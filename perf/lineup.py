@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Final, Protocol
 
-from perf.contest import Contestant, Missing
 from perf.contestants.copyparty import Copyparty
 from perf.contestants.croc import Croc
 from perf.contestants.local import Cp, Dd
@@ -14,6 +13,7 @@ from perf.contestants.rclone import Rclone
 from perf.contestants.rsync import Rsync
 from perf.contestants.ssh import Scp
 from perf.contestants.tdx import Tdx
+from perf.model import Contestant, Missing
 
 AES_128: Final = "aes128-gcm@openssh.com"
 AES_256: Final = "aes256-gcm@openssh.com"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from perf.content import GIB
-from perf.contest import Settings
+from perf.model import Settings
 from tdx.version import VERSION
 
 PAGE_REPORTING: Final = Path("/sys/module/page_reporting/parameters")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from perf.content import MIB
-from perf.contest import Outcome, Series, Table
 from perf.figures import Spread, number
+from perf.model import Outcome, Series, Table
 from perf.tables import grouped, seconds_of
 
 INK: Final = "#808890"

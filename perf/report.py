@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from perf.content import MIB
-from perf.contest import Run, Series, Table, Target
 from perf.figures import Spread, interval_of_median, number, ratios
+from perf.model import Run, Series, Table, Target
 from perf.results import Result
 from perf.tables import grouped, moved, seconds_of
 from perf.targets import GOALS, Goal, verdict

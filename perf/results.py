@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from perf.contest import Outcome, Run, Series, Table, Target
+from perf.model import Outcome, Run, Series, Table, Target
 
 FORMAT: Final = 1
 FOLDER: Final = "results"

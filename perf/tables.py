@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perf.contest import Run, Series, Table
 from perf.figures import ratios
+from perf.model import Run, Series, Table
 
 
 def series_of(table: Table, name: str) -> Series:

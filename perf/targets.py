@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from perf.content import MIB
-from perf.contest import Target
 from perf.figures import Spread
+from perf.model import Target
 
 TIMES_FASTER: Final = "× faster"
 TIMES_AS_LONG: Final = "× the time"

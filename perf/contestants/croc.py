@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf.contest import Running
 from perf.contestants.programs import Serving, built, listening, reserved, says
+from perf.model import Running
 
 _HOST: Final = "127.0.0.2"
 """croc's relay takes 127.0.0.1 for every address of the machine."""

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from perf.contest import Running
 from perf.contestants.programs import Serving
+from perf.model import Running
 
 
 @dataclass(frozen=True)

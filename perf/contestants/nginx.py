@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from perf.contest import Missing, Running
 from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
+from perf.model import Missing, Running
 
 _CONFIGURATION: Final = """\
 {user}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf.contest import Missing
+from perf.model import Missing
 from perf.processes import server
 
 HOST: Final = "127.0.0.1"
@@ -27,7 +27,7 @@ _SHOWN: Final = 2000
 @dataclass(frozen=True)
 class Serving:
     """A receiving side that is up, and files what comes under its own name in ``target``: a
-    :class:`perf.contest.Running`. ``words`` are its command for a source."""
+    :class:`perf.model.Running`. ``words`` are its command for a source."""
 
     servers: Sequence[int]
     target: Path

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf.contest import Running
 from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
+from perf.model import Running
 
 _CONFIGURATION: Final = """\
 address = {host}

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from perf.contest import Running
 from perf.contestants.programs import HOST, Serving, installed, listening, reserved, says
+from perf.model import Running
 from perf.processes import wait_for_newcomers
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from perf.contest import Missing, Running
 from perf.contestants.programs import Serving, built, says
 from perf.contestants.tdx import DOES, recursive
+from perf.model import Missing, Running
 from perf.processes import TDX, said, server
 
 if TYPE_CHECKING:

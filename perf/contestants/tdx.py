@@ -20,7 +20,7 @@ PEER: Final = "receiver"
 
 @dataclass(frozen=True)
 class Receiver:
-    """A running ``tdx serve`` and how to push to it: a :class:`perf.contest.Running`."""
+    """A running ``tdx serve`` and how to push to it: a :class:`perf.model.Running`."""
 
     pid: int
     address: str

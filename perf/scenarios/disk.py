@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from perf import targets
 from perf.content import GIB, random_file, scratch
-from perf.contest import Outcome, Settings
 from perf.contests import contest
 from perf.lineup import CP_SYNC, DD, RSYNC_SYNC, TDX
+from perf.model import Outcome, Settings
 from perf.tables import time_ratios
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from perf import targets
 from perf.content import GIB, random_file, scratch
-from perf.contest import Outcome, Settings, Target
 from perf.contests import contest
 from perf.lineup import CP, NGINX, PEERS, RSYNC, SCP, TDX
+from perf.model import Outcome, Settings, Target
 from perf.tables import time_ratios
 
 

@@ -7,9 +7,9 @@ from typing import Final
 
 from perf import targets
 from perf.content import KIB, MIB, folder_of, scratch
-from perf.contest import Outcome, Settings
 from perf.contests import contest
 from perf.lineup import CP_SYNC, RSYNC_SYNC, TDX
+from perf.model import Outcome, Settings
 from perf.tables import time_ratios
 
 SMALLEST: Final = 100

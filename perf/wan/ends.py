@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from perf.contest import Missing, Running
 from perf.contestants.programs import Serving
 from perf.contestants.tdx import DOES, PEER, introduce
+from perf.model import Missing, Running
 from perf.processes import TDX, said, server
 from perf.wan import probe
 from perf.wan.link import FAR, Link

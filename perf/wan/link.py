@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import perf
-from perf.contest import Missing
+from perf.model import Missing
 from perf.wan.emulator import COUNTERS
 from perf.wan.pipe import Conditions
 

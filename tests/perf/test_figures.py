@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf.contest import Run, Series, Table, Target
 from perf.figures import Spread, interval_of_median, interval_of_ratio, number, ratios
+from perf.model import Run, Series, Table, Target
 from perf.tables import time_ratios
 from perf.targets import GOALS, P1, P7, verdict
 

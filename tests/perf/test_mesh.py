@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from perf.content import random_file, same_content
-from perf.contest import Contestant, Missing, Settings
 from perf.contestants.tailscale import Mesh, MeshTdx, Taildrop, mesh
+from perf.model import Contestant, Missing, Settings
 from perf.processes import timed
 from perf.scenarios import mesh as scenario
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from perf.content import count_of, folder_of, random_file, same_content
-from perf.contest import Contestant, Missing, Running
 from perf.contestants.copyparty import Copyparty
 from perf.contestants.croc import Croc
 from perf.contestants.nginx import Nginx
@@ -18,6 +17,7 @@ from perf.contestants.programs import listening, reserved
 from perf.contestants.rclone import Rclone
 from perf.contestants.rsync import Rsync
 from perf.contestants.ssh import Scp
+from perf.model import Contestant, Missing, Running
 from perf.processes import timed, wait_for_newcomers
 from support.processes import wait_until
 

@@ -11,8 +11,8 @@ import pytest
 
 from perf import comparing, results
 from perf.__main__ import main, names
-from perf.contest import Outcome, Run, Series, Settings, Table
 from perf.machine import describe, filesystem_of
+from perf.model import Outcome, Run, Series, Settings, Table
 from perf.plots import draw
 from perf.report import render
 from perf.targets import P1, P2, P9

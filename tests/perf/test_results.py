@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perf import results
-from perf.contest import Outcome, Run, Series, Table, Target
+from perf.model import Outcome, Run, Series, Table, Target
 
 FIGURES = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=20)

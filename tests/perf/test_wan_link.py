@@ -15,7 +15,7 @@ from typing import cast
 
 import pytest
 
-from perf.contest import Missing
+from perf.model import Missing
 from perf.wan.link import FAR, Link, link
 from perf.wan.pipe import Conditions
 
