@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perf import targets
 from perf.content import GIB, random_file, scratch
-from perf.contests import contest
+from perf.contest import contest
 from perf.lineup import CP_SYNC, DD, RSYNC_SYNC, TDX
 from perf.model import Outcome, Settings
 from perf.tables import time_ratios

@@ -10,8 +10,8 @@ from typing import Final
 
 from perf import targets
 from perf.content import GIB, KIB, MIB, folder_of, random_file, remove, scratch, sparse_file
+from perf.contest import contest
 from perf.contestants.tdx import Tdx
-from perf.contests import contest
 from perf.model import Contestant, Outcome, Settings, Table
 
 DENSE: Final = (MIB, 16 * MIB, 256 * MIB, GIB, 4 * GIB)

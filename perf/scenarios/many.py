@@ -11,8 +11,8 @@ from typing import Final
 
 from perf import targets
 from perf.content import GIB, folder_of, random_file, scratch
+from perf.contest import contest
 from perf.contestants.tdx import DOES, Receiver, Tdx
-from perf.contests import contest
 from perf.model import Outcome, Settings
 from perf.processes import TDX
 from perf.tables import time_ratios

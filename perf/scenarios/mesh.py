@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from perf.content import MIB, random_file, scratch
+from perf.contest import contest
 from perf.contestants.tailscale import MeshTdx, Taildrop, mesh
-from perf.contests import contest
 from perf.model import Outcome, Settings
 
 SIZE: Final = 256 * MIB

@@ -13,8 +13,8 @@ from typing import Final
 
 from perf import targets
 from perf.content import GIB, random_file, remove, same_content, scratch, sparse_file
+from perf.contest import space_of
 from perf.contestants.tdx import Receiver, Tdx
-from perf.contests import space_of
 from perf.model import Outcome, Run, Series, Settings, Table
 from perf.processes import ENVIRONMENT, TDX, PeakMemory, cpu_seconds, reap
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perf import targets
 from perf.content import GIB, random_file, scratch
-from perf.contests import contest
+from perf.contest import contest
 from perf.lineup import CP, NGINX, PEERS, RSYNC, SCP, TDX
 from perf.model import Outcome, Settings, Target
 from perf.tables import time_ratios

@@ -7,7 +7,7 @@ from typing import Final
 
 from perf import targets
 from perf.content import KIB, MIB, folder_of, scratch
-from perf.contests import contest
+from perf.contest import contest
 from perf.lineup import CP_SYNC, RSYNC_SYNC, TDX
 from perf.model import Outcome, Settings
 from perf.tables import time_ratios

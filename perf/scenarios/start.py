@@ -7,8 +7,8 @@ import sys
 
 from perf import targets
 from perf.content import KIB, random_file, scratch
+from perf.contest import contest
 from perf.contestants.tdx import Tdx
-from perf.contests import contest
 from perf.lineup import NGINX, RSYNC, SCP, TDX
 from perf.model import Outcome, Settings
 from perf.processes import timed

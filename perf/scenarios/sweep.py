@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from perf.content import GIB, random_file, scratch
+from perf.contest import contest
 from perf.contestants.tdx import Tdx
-from perf.contests import contest
 from perf.model import Outcome, Settings
 
 STREAMS: Final = (1, 2, 4, 8)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from perf import targets
 from perf.content import GIB, random_file, scratch
+from perf.contest import contest
 from perf.contestants.tdx import Tdx
-from perf.contests import contest
 from perf.lineup import SCP, SCP_256, SCP_DEFAULT, TDX
 from perf.model import Outcome, Settings
 from perf.tables import time_ratios

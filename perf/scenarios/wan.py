@@ -10,7 +10,7 @@ from typing import Final
 
 from perf import targets
 from perf.content import MIB, random_file, remove, scratch
-from perf.contests import contest
+from perf.contest import contest
 from perf.model import Contestant, Missing, Outcome, Run, Settings, Table, Target
 from perf.tables import series_of
 from perf.wan.calibration import carried, kept

@@ -22,7 +22,7 @@ from perf.content import (
     size_of,
     sparse_file,
 )
-from perf.contests import space_of
+from perf.contest import space_of
 from perf.scenarios.small import LARGEST, SMALLEST, mixed_sizes
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perf.content import KIB, MIB, folder_of, random_file
+from perf.contest import contest, rotated
 from perf.contestants.local import Cp, Dd
 from perf.contestants.tdx import Tdx
-from perf.contests import contest, rotated
 from perf.model import Contestant, Missing, Running, Settings
 
 
