@@ -51,8 +51,8 @@ class Nginx:
 
     Tuned: the temporary file is on the target's filesystem, so that nginx renames instead of copying; no
     access log; curl does not wait for ``100 Continue``. The body buffer is ``buffer`` large: 16 KiB is
-    nginx's default, 1 MiB is best of those up to 4 MiB, and 1.6 times as fast. curl reads its upload in blocks of
-    64 KiB, and has no option for more. There is no TLS, no hash and no fsync.
+    nginx's default, 1 MiB is best of those up to 4 MiB, and 1.6 times as fast. curl reads its upload in
+    blocks of 64 KiB, and has no option for more. There is no TLS, no hash and no fsync.
     """
 
     buffer: str = "16k"
