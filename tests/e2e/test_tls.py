@@ -199,7 +199,14 @@ def test_somebody_in_between_with_keys_of_their_own_reads_nothing(
 
 @pytest.mark.parametrize(
     ("direction", "after"),
-    [("there", IN_RANDOM), ("there", 1500), ("there", 3 * MIB), ("back", IN_RANDOM), ("back", 1500)],
+    [
+        ("there", IN_RANDOM),
+        ("there", 1500),
+        ("there", 3 * MIB),
+        ("there", 23 * MIB),
+        ("back", IN_RANDOM),
+        ("back", 1500),
+    ],
 )
 def test_a_bit_that_is_flipped_on_the_way_is_never_published(
     processes: Processes,
@@ -223,6 +230,8 @@ def test_a_bit_that_is_flipped_on_the_way_is_never_published(
         push = laptop.push(source, "nas")
     assert push.ends(0, "done")
     assert nas.has_received(source)
+    # The file itself goes beneath TLS.
+    assert nas.count("tdx_digest_failures_total") == (1 if after >= MIB else 0)
 
 
 @pytest.mark.parametrize("after", [1000, 3 * MIB])

@@ -12,10 +12,13 @@ from tdx.errors import ProtocolError, RangeNotSatisfiable
 from tdx.model import Conflict, Span
 from tdx.proto.fields import (
     MAX_SPANS,
+    SEAL,
+    SEAL_KEY,
     ContentRange,
     format_boolean,
     format_content_range,
     format_digest,
+    format_seal,
     format_spans,
     parse_boolean,
     parse_conflict,
@@ -24,6 +27,7 @@ from tdx.proto.fields import (
     parse_host,
     parse_integer,
     parse_mode,
+    parse_seal,
     parse_signed,
     parse_spans,
 )
@@ -301,3 +305,36 @@ def test_a_signed_integer_is_what_it_says(value: int) -> None:
 def test_what_is_no_signed_integer_of_64_bits_is_refused(value: str) -> None:
     with pytest.raises(ProtocolError):
         parse_signed(value)
+
+
+@given(st.binary(min_size=SEAL_KEY, max_size=SEAL_KEY))
+def test_a_seal_is_read_as_it_was_written(key: bytes) -> None:
+    assert parse_seal(format_seal(key)) == key
+
+
+def test_a_seal_is_an_item_with_a_byte_sequence() -> None:
+    written = base64.b64encode(bytes(range(32))).decode()
+    assert format_seal(bytes(range(32))) == f"aes-256-gcm-stream-128k;key=:{written}:"
+    assert parse_seal(f"aes-256-gcm-stream-128k;  key=:{written}:") == bytes(range(32))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        SEAL,
+        f"{SEAL};key=secret",
+        f"{SEAL};key=:secret:",
+        f"{SEAL};key=:c2VjcmV0:",
+        f"{SEAL};key=:{'A' * 43}=:;also=:c2VjcmV0:",
+        f"{SEAL};KEY=:{'A' * 43}=:",
+        f'"{SEAL}";key=:{"A" * 43}=:',
+        f"aes-256-gcm;key=:{'A' * 43}=:",
+        f"{SEAL};key=:{'A' * 43}=:, {SEAL};key=:{'A' * 43}=:",
+    ],
+)
+def test_a_seal_that_is_none_is_refused_and_never_repeated(value: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        parse_seal(value)
+    for secret in ("secret", "c2VjcmV0", "AAAA"):
+        assert secret not in caught.value.message

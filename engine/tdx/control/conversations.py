@@ -86,9 +86,6 @@ class Conversations:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             remote = endpoint_of(sock.getpeername()).host
             await self._admit(sock, number)
-        except SealBroken as error:
-            receiver.metrics.digest_failures.add(1)
-            log.warning("%s: %s", remote, error)
         except (ConnectionLost, Stalled) as error:
             log.debug("%s: %s", remote, error)
         except TdxError as error:  # of a handshake, which was answered with an alert
@@ -164,6 +161,11 @@ class Conversations:
             _check_seal(exchange.head)
             handler = route(exchange.head.method, exchange.head.target)
             return await self._callers.watched(exchange, handler(self._receiver, exchange))
+        except SealBroken as error:
+            # Only what came beneath TLS is spoilt: this end's own records still reach the sender.
+            self._receiver.metrics.digest_failures.add(1)
+            log.warning("%s: %s", exchange.connection.link.remote.host, error)
+            return problem_response(error)
         except (ConnectionLost, asyncio.CancelledError):
             raise
         except ExtentsDiffer as error:
