@@ -28,6 +28,7 @@ def contest(
     conditions: Mapping[str, str] | None = None,
     rounds: int | None = None,
     with_memory: bool = True,
+    aside: Path | None = None,
 ) -> Table:
     """Run everybody ``rounds`` times on ``source``, a file or a folder, and tabulate the whole processes.
     Several sources, all of the same total size, are one for each contestant.
@@ -36,7 +37,8 @@ def contest(
     the source is in the page cache (or out of it, where ``cold``) and the memory that the copy will take
     was touched a moment ago; afterwards, outside the clock, the copy is compared and removed. Each round
     begins with another contestant. Round 0 counts for memory only: sampling costs time, and nobody should
-    pay for being first.
+    pay for being first. With ``aside``, a folder on the target's filesystem, copies are moved there instead
+    of being removed: for minutes after many files have been deleted, ext4 makes new ones slowly.
 
     A contestant that is Missing has no runs. RuntimeError where one fails or leaves something that differs.
     """
@@ -60,6 +62,7 @@ def contest(
         for turn in range(0 if with_memory else 1, rounds + 1):
             for entry in [each for each in rotated(ready, turn) if each.missing is None]:
                 entry.take_part(settings, on_disk=on_disk, cold=cold, counts=turn > 0)
+                entry.take_away(aside)
     series = tuple(entry.series() for entry in entries)
     return Table(title, size_of(sources[0]), count_of(sources[0]), dict(conditions or {}), series)
 
@@ -98,7 +101,6 @@ class _Entry:
                 print(f"  once more, since {self.contestant.name} failed: {error}", file=sys.stderr)
                 if (arrived := self.running.arrived(self.source)).exists():
                     remove(arrived)
-        self._take_away(self.running.arrived(self.source))
 
     def _run(self, command: Sequence[str], servers: Sequence[int], *, counts: bool) -> None:
         before, used = tree(servers), cpu_seconds(servers)
@@ -111,11 +113,19 @@ class _Entry:
         else:
             self.memory = done.memory
 
-    def _take_away(self, arrived: Path) -> None:
+    def take_away(self, aside: Path | None) -> None:
+        """Check what has arrived, if it took part, and put it out of the way."""
+        if self.missing is not None or self.running is None:
+            return
+        arrived = self.running.arrived(self.source)
         if not same_content(self.source, arrived):
             name = self.contestant.name
             raise RuntimeError(f"{name}: what arrived at {arrived} differs from {self.source}")
-        remove(arrived)
+        if aside is None:
+            remove(arrived)
+        else:
+            aside.mkdir(exist_ok=True)
+            arrived.rename(aside / str(sum(1 for _ in aside.iterdir())))
 
     def series(self) -> Series:
         runs = tuple(replace(run, memory=self.memory) for run in self.runs)

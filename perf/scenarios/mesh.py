@@ -27,16 +27,16 @@ def run(settings: Settings) -> Outcome:
     notes = (
         (
             f"Two nodes of {version} in network namespaces joined by a bridge, with headscale as their "
-            "control server; they reach each other directly. WireGuard runs in user space, in each node's "
-            "tailscaled."
+            "control server; they reach each other directly. WireGuard runs in user space, in each "
+            "node's tailscaled."
         ),
         (
             "The processor time and the memory of both tailscaled are counted with the receiver; they "
             "encrypt and decrypt for both contestants, on the processors that the contestants run on."
         ),
         (
-            "tailscale file cp ends when the receiving tailscaled has the file; moving it to a folder with "
-            "tailscale file get is not measured. tdx has verified and published it by then."
+            "tailscale file cp ends when the receiving tailscaled has the file; moving it to a folder "
+            "with tailscale file get is not measured. tdx has verified and published it by then."
         ),
     )
     return Outcome("mesh", "Over a tailnet", notes, (table,))

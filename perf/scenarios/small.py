@@ -24,13 +24,21 @@ def run(settings: Settings) -> Outcome:
     contestants = (TDX, RSYNC_SYNC, CP_SYNC)
     with scratch(settings.disk) as home:
         equal = folder_of(home / "equal", [16 * KIB] * count)
-        same = contest("Files of 16 KiB, durable", contestants, equal, settings, on_disk=True)
+        same = contest(
+            "Files of 16 KiB, durable", contestants, equal, settings, on_disk=True, aside=home / "done"
+        )
         tree = folder_of(home / "tree", mixed_sizes(count // 2), per_folder=20)
-        mixed = contest("A source tree, durable", contestants, tree, settings, on_disk=True)
+        mixed = contest(
+            "A source tree, durable", contestants, tree, settings, on_disk=True, aside=home / "done"
+        )
     notes = (
         (
             "One command for the whole folder; its files are in the page cache, nothing is left to "
             "write back when a run begins, and all of it is on the disk when the command has ended."
+        ),
+        (
+            "What arrived is kept until the end: ext4 passes over inodes that were freed lately, one by one, "
+            "and so makes files many times slower for minutes after others have been deleted."
         ),
         (
             f"The source tree: nested folders of 20 files, sizes from {SMALLEST} B to {LARGEST // MIB} "
