@@ -132,6 +132,25 @@ def test_killed_during_recovery_the_next_recovery_finishes(tmp_path: Path) -> No
     assert step > 8
 
 
+def test_an_upload_killed_while_it_was_made_is_whole_or_gone_after_the_next_start(tmp_path: Path) -> None:
+    step = 0
+    finished = False
+    while not finished:
+        (tmp_path / str(step)).mkdir()
+        machine = Machine(tmp_path / str(step))
+        machine.system.stop_at(step)
+        try:
+            machine.store.create(spec("disk.img", len(DATA), key="k"))
+            finished = True
+        except Stopped:
+            pass
+        machine.restart()
+        assert machine.left() == [each.upload for each in machine.store.partials()], step
+        machine.kill()
+        step += 1
+    assert step > 8
+
+
 def test_everything_is_durable_before_the_next_step_builds_on_it(machine: Machine) -> None:
     upload = machine.upload(mode=0o640, mtime_ns=10**18)
     steps: list[str] = []

@@ -281,7 +281,10 @@ class LocalStore:
     def _recover(self, upload: UploadId) -> Receipt | None:
         try:
             with self._uploads.claimed(upload) as folder:
-                return self._destination.recover(folder)
+                receipt = self._destination.recover(folder)
+                if receipt is None and folder.data >= 0:
+                    folder.spec()  # what has none is no upload
+                return receipt
         except Unreadable as error:
             if not self._remove_unreadable(upload, error):
                 raise
