@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from perf.model import Missing
 from perf.wan.link import FAR, Link, link
 from perf.wan.pipe import Conditions
+from support.processes import wait_until
 
 _ECHO = """
 import socket
@@ -141,7 +141,6 @@ def test_nothing_is_left_behind() -> None:
         networks = {os.readlink(f"/proc/{pid}/ns/net") for pid in made.pids}
         assert len(networks) == 2
         assert os.readlink("/proc/self/ns/net") not in networks
-    until = time.monotonic() + 10.0
-    while any(Path(f"/proc/{pid}").exists() for pid in made.pids):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in made.pids), "the link's processes are gone"
+    )
