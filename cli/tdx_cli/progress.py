@@ -24,6 +24,9 @@ REDRAW: Final = 0.2
 WINDOW: Final = 5.0
 """Seconds over which the rate is measured."""
 
+ROOM_FOR_A_BAR: Final = 100
+"""Columns of a terminal that has room for a bar beside the figures and what holds it up."""
+
 PHASES: Final = {
     "connecting": "connecting",
     "checking": "comparing with what is there",
@@ -132,19 +135,23 @@ class TerminalReport(Report):
         # NO_COLOR and dumb terminals are rich's to respect.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        def text(key: str, style: str = "none") -> TextColumn:
-            return TextColumn(f"{{task.fields[{key}]}}", style=style, markup=False)
+        def text(key: str, style: str = "none", least: int | None = None) -> TextColumn:
+            # Where the terminal is narrow, the words give way to the figures.
+            column = Column(no_wrap=True, min_width=least)
+            return TextColumn(f"{{task.fields[{key}]}}", style=style, markup=False, table_column=column)
 
+        console = Console(stderr=True)
         self._live = Progress(
             TextColumn("{task.description}", markup=False),
-            text("percent"),
-            BarColumn(bar_width=20),
-            text("size"),
-            text("rate", "green"),
-            text("eta", "cyan"),
+            text("percent", least=4),
+            *([BarColumn(bar_width=20)] if console.width >= ROOM_FOR_A_BAR else []),
+            text("size", least=20),
+            text("rate", "green", least=11),
+            text("eta", "cyan", least=10),
             text("note", "yellow"),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
             auto_refresh=False,
             redirect_stdout=False,

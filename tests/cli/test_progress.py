@@ -114,6 +114,21 @@ def test_a_terminal_shows_how_far_how_fast_how_long_and_why(
     assert output.startswith(b"big -> big at ")
 
 
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_no_width_of_a_terminal_hides_the_figures(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path, columns: str
+) -> None:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"f{number:02}").write_bytes(os.urandom(200_000))
+    _, seen = on_terminal(
+        tdx, "push", "-r", folder, receiver.address, "--limit-rate", "8M", COLUMNS=columns, NO_COLOR="1"
+    )
+    line = rb"of 60 fil\S+ +\d+% +.*[KM]iB of 11\.4 MiB +[0-9.]+ MiB/s +[0-9.]+ s left +limited by"
+    assert re.search(line, re.sub(rb"\x1b\[[0-9;]*m", b"", seen))
+
+
 def test_no_color_means_no_colour(tdx: Tdx, receiver: RunningReceiver, source: Path) -> None:
     _, seen = on_terminal(tdx, "push", source, receiver.address, "--limit-rate", "8M", NO_COLOR="1")
     assert re.search(rb"\d%", seen)
