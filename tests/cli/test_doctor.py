@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import RunningReceiver, Tdx, parsed
-from support.wire import eventually
+from support.processes import wait_until
 
 STEPS = ["name", "reach", "identity", "path", "permission", "space", "clock", "throughput"]
 
@@ -87,12 +87,12 @@ def test_a_signal_takes_back_what_was_sent(tdx: Tdx, receiver: RunningReceiver, 
         "doctor", receiver.address, "--size", "1G", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
-        eventually(receiver.partials, "the measurement has begun")
+        wait_until(receiver.partials, "the measurement has begun")
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
     assert (process.returncode, said) == (75, b"tdx: interrupted\n")
-    eventually(lambda: receiver.partials() == [], "nothing is staged")
+    wait_until(lambda: receiver.partials() == [], "nothing is staged")
     assert receiver.visible() == []

@@ -16,9 +16,10 @@ import pytest
 from store.faulty import FaultySystem
 from support.bundle_wire import END, bundle, entry, fields, post, post_chunked, results, said
 from support.datakit import pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver, in_background, local_store, running
 from support.vouching import Vouching
-from support.wire import Wire, chunked, eventually, head
+from support.wire import Wire, chunked, head
 from tdx.integrity import Root, digest_of
 from tdx.model import Conflict, FileName
 from tdx.policy.admission import Limits
@@ -48,7 +49,7 @@ MORE = entry("more", pattern(3 << 20), "more")[: 2 << 20]
 
 def on_its_way(receiver: RunningReceiver, count: int) -> None:
     """Wait until so many entries have been looked at."""
-    eventually(lambda: len(receiver.running.replays._keys) >= count, f"{count} entries are here")
+    wait_until(lambda: len(receiver.running.replays._keys) >= count, f"{count} entries are here")
 
 
 # --- what arrives ---------------------------------------------------------------
@@ -253,9 +254,9 @@ def test_what_arrived_whole_is_published_and_never_twice(
             wire.reset()
         else:
             begin(wire, first + entry("c", b"three")[:-2], length)
-            eventually(lambda: unfinished(receiver), "it has begun")
+            wait_until(lambda: unfinished(receiver), "it has begun")
             wire.end()
-    eventually(lambda: not unfinished(receiver), "it has ended")
+    wait_until(lambda: not unfinished(receiver), "it has ended")
     assert receiver.visible() == {"a": b"another", "a (1)": b"one", "b": b"two"}
     receiver.restart()
     answer = post(receiver, first + entry("c", b"three") + END, replay=True)
@@ -300,7 +301,7 @@ def test_a_bundle_that_is_read_only_after_its_own_replay_is_not_stored_twice(
     files = {"a": b"1", "b": b"2"}
     with receiver.connect() as hanging:
         begin(hanging, bundle(files)[:-4])
-        eventually(lambda: unfinished(receiver), "it has begun")
+        wait_until(lambda: unfinished(receiver), "it has begun")
         assert said(post(receiver, bundle(files), replay=True)) == [("published", "a"), ("published", "b")]
         for name in files:
             (receiver.folder / name).rename(receiver.folder / f"moved {name}")
@@ -318,18 +319,18 @@ def test_a_bundle_that_comes_again_while_the_first_is_published_waits_for_it(tmp
     def slow(called: str, arguments: tuple[object, ...]) -> None:
         if called == "syncfs":
             reached.touch()
-            eventually(lambda: not gate.exists(), "the disk goes on")
+            wait_until(lambda: not gate.exists(), "the disk goes on")
 
     system.before = slow
     files = {"a": b"1", "b": b"2"}
     with running(tmp_path, make_store=local_store(system)) as receiver:
         with receiver.connect() as wire:
             begin(wire, bundle(files), len(bundle(files)))
-            eventually(reached.exists, "the disk is asked to sync")
+            wait_until(reached.exists, "the disk is asked to sync")
             wire.reset()
         with in_background(lambda: post(receiver, bundle(files), replay=True)) as again:
             replays = receiver.running.replays
-            eventually(lambda: any(each.cancel.reason for each in replays._keys.values()), "it waits")
+            wait_until(lambda: any(each.cancel.reason for each in replays._keys.values()), "it waits")
             assert not again.done()
             gate.unlink()
             assert said(again.result(30)) == [("published", "a"), ("published", "b")]

@@ -9,9 +9,10 @@ import pytest
 
 from store.faulty import FaultySystem
 from support.datakit import pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
-from support.wire import eventually, head
+from support.wire import head
 from tdx.integrity import Root
 
 EXTENT = 4 << 20
@@ -66,7 +67,7 @@ def test_the_commit_is_finished_although_its_sender_has_gone(receiver: RunningRe
         body = b"".join(upload.digests(CONTENT))
         fields = {**upload.fields, "Upload-Length": SIZE, "Content-Length": len(body)}
         wire.send(head("POST", upload.target + "/commit", fields) + body)
-    eventually(lambda: receiver.visible() == {"f": CONTENT}, "the file is published")
+    wait_until(lambda: receiver.visible() == {"f": CONTENT}, "the file is published")
     assert upload.commit(receiver, CONTENT).status == 200
     assert receiver.visible() == {"f": CONTENT}
 

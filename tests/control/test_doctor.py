@@ -15,9 +15,9 @@ from typing import Final
 import pytest
 
 from support.devices import introduce, trust
+from support.processes import wait_until
 from support.receiving import RunningReceiver, local_store, running
 from support.vouching import Vouching
-from support.wire import eventually
 from tdx.control import messages, probing
 from tdx.control.client import Answer, Client
 from tdx.control.dial import Dialer
@@ -59,7 +59,7 @@ def last_of(steps: list[Step]) -> tuple[str, State, int]:
 
 
 def is_empty(receiver: RunningReceiver) -> None:
-    eventually(lambda: receiver.staged() == [], "nothing is staged")
+    wait_until(lambda: receiver.staged() == [], "nothing is staged")
     assert receiver.visible() == {}
     assert not any(receiver.running.store.used(owner) for owner in (f"local:{os.getuid()}",))  # type: ignore[arg-type]
 

@@ -10,9 +10,10 @@ import pytest
 
 from store.faulty import FaultySystem, nothing
 from support.datakit import pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
-from support.wire import Answer, eventually
+from support.wire import Answer
 from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
@@ -211,7 +212,7 @@ def test_an_idle_upload_is_let_go_and_found_again(
     before = receiver.open_files()
     upload = open_upload(receiver, "f", SIZE)
     upload.put(receiver, 0, CONTENT[:EXTENT], SIZE)
-    eventually(lambda: len(receiver.running.sessions) == 0, "the upload is let go")
-    eventually(lambda: receiver.open_files() <= before, "its files are closed")
+    wait_until(lambda: len(receiver.running.sessions) == 0, "the upload is let go")
+    wait_until(lambda: receiver.open_files() <= before, "its files are closed")
     assert upload.put(receiver, EXTENT, CONTENT[EXTENT:], SIZE).status == 200
     assert upload.commit(receiver, CONTENT).status == 200

@@ -8,9 +8,10 @@ from urllib.parse import quote
 import pytest
 
 from support.datakit import pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver, running
 from support.uploading import open_upload
-from support.wire import eventually, head
+from support.wire import head
 from tdx.policy.admission import Limits
 
 EXTENT = 4 << 20
@@ -58,7 +59,7 @@ class TestSlow:
                 wire.send(b"x")
                 return not wire.is_silent()
 
-            eventually(answered, "the slow body is cut off")
+            wait_until(answered, "the slow body is cut off")
             assert wire.answer().status == 408
 
     @pytest.mark.parametrize("target", ["/uploads/{id}/commit", "/uploads/{id}"])

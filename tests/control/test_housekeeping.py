@@ -11,9 +11,9 @@ import pytest
 
 from store.faulty import FaultySystem
 from support.datakit import pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver, running
 from support.uploading import open_upload
-from support.wire import eventually
 from tdx.config import ServeConfig
 from tdx.control import server as serving
 from tdx.control import sessions
@@ -61,8 +61,11 @@ def test_what_a_killed_receiver_may_have_lost_is_read_again_while_the_rest_is_se
         data.write(b"lost")
     with running(tmp_path) as receiver:
         again = open_upload(receiver, "f", len(CONTENT), {"Tdx-Resume": "?1", "Tdx-Fingerprint": "1"})
-        eventually(
-            lambda: receiver.request("GET", again.target, b"", again.fields).document["held"] == [[0, EXTENT]]
+        wait_until(
+            lambda: (
+                receiver.request("GET", again.target, b"", again.fields).document["held"] == [[0, EXTENT]]
+            ),
+            "what was lost is no longer held",
         )
         assert again.put(receiver, EXTENT, CONTENT[EXTENT:], len(CONTENT)).status == 200
         assert again.commit(receiver, CONTENT).status == 200

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from support.datakit import PUMP_THREADS, pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver
 from support.uploading import Opened, open_upload
-from support.wire import eventually, head
+from support.wire import head
 
 EXTENT = 4 << 20
 SIZE = 2 * EXTENT
@@ -68,14 +69,14 @@ def test_a_connection_that_ends_leaves_nothing_behind(
     receiver.is_quiet()
     receiver.has_bodies(0)
     assert receiver.metrics.connections_active.value() == 0
-    eventually(lambda: receiver.open_files() <= before, "every descriptor is closed")
+    wait_until(lambda: receiver.open_files() <= before, "every descriptor is closed")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(PUMP_THREADS)]
     with receiver.connect() as wire:
         # The leases are free again: the whole can be sent and committed.
         assert wire.request("PUT", upload.target, CONTENT, upload.range_fields(0, SIZE, SIZE)).status == 200
     assert upload.commit(receiver, CONTENT).status == 200
     assert receiver.visible() == {"f": CONTENT}
-    eventually(lambda: receiver.staged() == [], "nothing is staged")
+    wait_until(lambda: receiver.staged() == [], "nothing is staged")
 
 
 def test_uploads_that_end_close_their_files(receiver: RunningReceiver) -> None:
@@ -92,7 +93,7 @@ def test_uploads_that_end_close_their_files(receiver: RunningReceiver) -> None:
         open_upload(receiver, "s", SIZE)
     receiver.is_quiet()
     assert len(receiver.running.sessions) == 1
-    eventually(lambda: receiver.open_files() <= before + 3, "every descriptor but one upload's is closed")
+    wait_until(lambda: receiver.open_files() <= before + 3, "every descriptor but one upload's is closed")
 
 
 def held(receiver: RunningReceiver, upload: Opened) -> object:
@@ -107,7 +108,7 @@ def test_stopping_keeps_partials_and_closes_everything(receiver: RunningReceiver
     with receiver.connect() as wire, receiver.connect() as idle:
         idle.request("GET", "/v1/hello")
         wire.send(upload.range_head(0, SIZE, SIZE) + CONTENT[: EXTENT + 10])
-        eventually(lambda: held(receiver, upload) == [[0, EXTENT]], "the first extent is held")
+        wait_until(lambda: held(receiver, upload) == [[0, EXTENT]], "the first extent is held")
         receiver.stop()
     assert receiver.open_files() <= before
     receiver.start()

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from support.wire import eventually
+from support.processes import wait_until
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
 from tdx.control.progress import Tally
@@ -168,5 +168,5 @@ def test_what_the_kernel_holds_is_not_taken_for_sent() -> None:
             left = sent
             while left:
                 left -= len(far.recv(1 << 20))
-            eventually(lambda: unacknowledged(near) == 0, "everything is acknowledged")
+            wait_until(lambda: unacknowledged(near) == 0, "everything is acknowledged")
     assert unacknowledged(near) == 0

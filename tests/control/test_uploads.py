@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from support.datakit import pattern
+from support.processes import wait_until
 from support.receiving import RunningReceiver, running
 from support.uploading import Opened, open_upload
-from support.wire import chunked, eventually, head
+from support.wire import chunked, head
 from tdx.integrity import digest_of
 from tdx.policy.admission import Limits
 
@@ -257,7 +258,7 @@ class TestLeases:
             receiver.has_bodies(2)
             first = upload.put(receiver, 0, CONTENT[:EXTENT], SIZE)
             assert (first.status, first.problem) == (409, "upload-busy")
-            eventually(
+            wait_until(
                 lambda: upload.put(receiver, 0, CONTENT[:EXTENT], SIZE).status == 200,
                 "the dead one gives way",
             )

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from support.wire import Answer, Wire, eventually
+from support.processes import wait_until
+from support.wire import Answer, Wire
 from tdx.config import ServeConfig
 from tdx.control.loop import loop_factory
 from tdx.control.progress import PushResult, Tally
@@ -152,7 +153,7 @@ class RunningReceiver:
         def bodies() -> int:
             return sum(len(session._writers) for session in list(self.running.sessions._open.values()))
 
-        eventually(lambda: bodies() == n, f"{n} bodies are being received")
+        wait_until(lambda: bodies() == n, f"{n} bodies are being received")
 
     def has_received(self, n: int) -> None:
         """Wait until ``n`` bytes of file content in all have come off the sockets. What does not
@@ -161,11 +162,11 @@ class RunningReceiver:
         def received() -> float:
             return sum(self.metrics.received_bytes.value((protocol,)) for protocol in ("tdx", "http"))
 
-        eventually(lambda: received() >= n, f"{n} bytes have arrived")
+        wait_until(lambda: received() >= n, f"{n} bytes have arrived")
 
     def is_quiet(self) -> None:
         """Wait until no connection is open any more."""
-        eventually(lambda: self.metrics.connections_active.value() == 0, "every connection has ended")
+        wait_until(lambda: self.metrics.connections_active.value() == 0, "every connection has ended")
 
     @staticmethod
     def open_files() -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -14,15 +13,6 @@ PATIENCE: Final = 30.0
 """Seconds after which something that should have happened is held to be stuck."""
 
 T = TypeVar("T")
-
-
-def eventually(condition: Callable[[], T], what: str = "it happens") -> T:
-    """The first true value of ``condition``; AssertionError when it never comes."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.001)
-    return value
 
 
 @dataclass
