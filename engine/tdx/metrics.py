@@ -203,7 +203,8 @@ class Metrics:
             "tdx_retries_total", "Times a request was tried again after a failure.", ("reason",)
         )
         self.digest_failures = Counter(
-            "tdx_digest_failures_total", "Extents and whole files whose digest was not the expected one."
+            "tdx_digest_failures_total",
+            "Extents and whole files whose digest was not the expected one, and sealed bodies that were changed.",
         )
         self.refused = Counter("tdx_refused_total", "Connections and requests refused.", ("reason",))
         self.transfer_duration = Histogram(
