@@ -204,7 +204,7 @@ class Metrics:
         )
         self.digest_failures = Counter(
             "tdx_digest_failures_total",
-            "Extents and whole files whose digest was not the expected one, and sealed bodies that were changed.",
+            "Extents and whole files whose digest was not the expected one, and sealed bodies changed.",
         )
         self.refused = Counter("tdx_refused_total", "Connections and requests refused.", ("reason",))
         self.transfer_duration = Histogram(
