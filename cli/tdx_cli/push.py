@@ -30,7 +30,7 @@ PUMPS = ("auto", "sendfile", "buffered")
     help="What to do where the name is taken.",
 )
 @click.option(
-    "--streams", type=click.IntRange(1, 32), help="Parallel connections.  [default: found by measuring]"
+    "--streams", type=click.IntRange(1, 64), help="Parallel connections.  [default: found by measuring]"
 )
 @click.option("--limit-rate", type=RATE, metavar="RATE", help="Most bytes per second: 20M, 20MB, 160Mbit.")
 @click.option(
