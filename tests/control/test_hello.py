@@ -32,6 +32,7 @@ def test_hello_says_who_this_is_what_it_takes_and_who_is_asking(receiver: Runnin
         ("GET", "/files/a", "HEAD, POST, PUT"),
         ("POST", "/uploads/" + "0" * 32, "DELETE, GET, HEAD, PATCH, PUT"),
         ("GET", "/uploads/" + "0" * 32 + "/commit", "POST"),
+        ("GET", "/files", "POST"),
     ],
 )
 def test_a_method_that_a_resource_lacks_is_answered_with_those_it_has(
@@ -43,7 +44,7 @@ def test_a_method_that_a_resource_lacks_is_answered_with_those_it_has(
     assert answer.headers["allow"] == allowed
 
 
-@pytest.mark.parametrize("target", ["/", "/files", "/v1/hello/", "/uploads/1", "/uploads/", "/v1/hello?x"])
+@pytest.mark.parametrize("target", ["/", "/file", "/v1/hello/", "/uploads/1", "/uploads/", "/v1/hello?x"])
 def test_nothing_is_at_other_targets(receiver: RunningReceiver, target: str) -> None:
     answer = receiver.request("GET", target)
     assert (answer.status, answer.problem) == (404, "not-found")
