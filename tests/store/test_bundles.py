@@ -24,8 +24,8 @@ from tdx.store.publish_bundle import FEW
 
 pytestmark = pytest.mark.usefixtures("counted_receipts")
 
-FILES = {"a": b"one", "d/b": content(5000), "d/e/c": b"", "f/g": b"four", "taken": b"new"}
-"""In more than :data:`FEW` directories, one of them below another."""
+FILES = {"a": b"one", "b": b"two", "d/b": content(5000), "d/e/c": b"", "f/g": b"four", "taken": b"new"}
+"""In more than :data:`FEW` directories, one of them below another; so many in one that it is listed."""
 OLD = b"what was there before"
 
 
@@ -174,9 +174,15 @@ def test_a_failed_sync_is_final_and_nothing_is_published(machine: Machine) -> No
     assert (machine.visible(), machine.left()) == ({}, [])
     # Directories that could not be made durable are in doubt until somebody has seen to the disk.
     results = machine.push(FILES)
-    assert outcomes(results) == [("published", "a"), *[("storage", "")] * 3, ("published", "taken")]
+    assert outcomes(results) == [
+        ("published", "a"),
+        ("published", "b"),
+        *[("storage", "")] * 3,
+        ("published", "taken"),
+    ]
     machine.restart()
     assert [kind for kind, _ in outcomes(machine.push(FILES))] == [
+        "identical",
         "identical",
         *["published"] * 3,
         "identical",
@@ -234,6 +240,43 @@ def test_a_name_that_is_taken_on_the_way_is_chosen_anew(machine: Machine) -> Non
     machine.system.before = race
     assert outcomes(machine.push({"a": b"one", "b": b"two"})) == [("published", "a (1)"), ("published", "b")]
     assert machine.visible() == {"a": OLD, "a (1)": b"one", "b": b"two"}
+
+
+def test_a_directory_is_listed_once_where_many_files_go_to_it(machine: Machine) -> None:
+    (machine.inbox / "b").write_bytes(OLD)
+    begun = len(machine.system.log)
+    found = outcomes(machine.push({"a": b"one", "b": b"two", "c": b"three"}))
+    assert found == [("published", "a"), ("published", "b (1)"), ("published", "c")]
+    log = machine.system.log[begun:]
+    asked = log[: log.index("syncfs")]
+    assert asked.count("listdir") == 1
+    assert asked.count("stat") == 3  # of the name that is taken, twice, and of the one that it gets
+
+
+def test_a_name_that_was_free_in_the_list_and_is_taken_all_the_same_is_chosen_anew(machine: Machine) -> None:
+    def race(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "syncfs":
+            (machine.inbox / "b").write_bytes(OLD)
+            machine.system.heal()
+
+    machine.system.before = race
+    found = outcomes(machine.push({"a": b"one", "b": b"two", "c": b"three"}))
+    assert found == [("published", "a"), ("published", "b (1)"), ("published", "c")]
+    assert machine.visible() == {"a": b"one", "b": OLD, "b (1)": b"two", "c": b"three"}
+
+
+@pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.EILSEQ])
+def test_a_name_that_the_filesystem_cannot_hold_is_refused_as_one_though_no_list_tells(
+    machine: Machine, code: int
+) -> None:
+    def picky(called: str, arguments: tuple[Any, ...]) -> None:
+        if called in ("stat", "rename_noreplace") and "odd" in arguments:
+            raise OSError(code, os.strerror(code))
+
+    machine.system.before = picky
+    found = outcomes(machine.push({"a": b"one", "odd": b"two", "c": b"three"}))
+    assert found == [("published", "a"), ("bad-name", ""), ("published", "c")]
+    assert machine.visible() == {"a": b"one", "c": b"three"}
 
 
 def test_the_same_file_that_another_has_published_on_the_way_is_identical(machine: Machine) -> None:

@@ -10,6 +10,7 @@ its rename, or that two files of the bundle want, is chosen anew in another roun
 
 from __future__ import annotations
 
+import errno
 import stat
 import time
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,17 @@ from tdx.store.receipts import Receipts
 from tdx.store.syscalls import UNSUPPORTED, System, failure
 
 FEW: Final = 2
-"""Up to this many directories are synced one by one; beyond, one more syncfs costs less."""
+"""Up to this many directories are synced one by one, and names asked for; beyond, one more syncfs costs less,
+and a list."""
+
+_LISTED: Final = 256
+"""A directory is listed that has no more bytes than this for each file that is to be looked for in it..."""
+
+_BLOCK: Final = 4096
+"""... or no more than the smallest one has on most filesystems."""
+
+_UNHEARD_OF: Final = frozenset({errno.ENAMETOOLONG, errno.EILSEQ})
+"""What makes a name impossible is told by looking for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,9 +93,10 @@ class Publication:
         """See :meth:`tdx.store.port.Bundle.publish`. OSError too."""
         self._admit = admit
         try:
-            waiting = files
+            # Overwriting would not tell that a name is taken that is written in another way there.
+            waiting = self._round(files, listed=self._conflict is not Conflict.OVERWRITE)
             while waiting:
-                waiting = self._round(waiting)
+                waiting = self._round(waiting, listed=False)
             self._sync_names()
             found = [self._results[each.place] for each in files]
             self._context.receipts.put_many(
@@ -97,8 +109,9 @@ class Publication:
             raise
         return found
 
-    def _round(self, waiting: Iterable[Staged]) -> list[Staged]:
-        """Publish as many as can be at once; those that are left."""
+    def _round(self, waiting: Iterable[Staged], *, listed: bool) -> list[Staged]:
+        """Publish as many as can be at once; those that are left. With ``listed``, names count as free that
+        are not listed in their directory, where it is small: the rename tells what the list did not."""
         wanted: set[str] = set()
         folders: dict[str, list[Staged]] = {}
         left: list[Staged] = []
@@ -111,29 +124,36 @@ class Publication:
                 folders.setdefault(name[: name.rfind("/") + 1], []).append(each)
         there: list[Staged] = []
         chosen = {
-            above: some for above, files in folders.items() if (some := self._choose(above, files, there))
+            above: some
+            for above, files in folders.items()
+            if (some := self._choose(above, files, there, listed=listed))
         }
         receipts = self._make_durable(chosen, there)
         few = len(chosen) <= FEW or not self._as_one
         for above, files in chosen.items():
-            left += self._place(above, files, receipts, few=few)
+            left += self._place(above, files, receipts, few=few, listed=listed)
         return left
 
     # --- which name ---------------------------------------------------------------------
 
-    def _choose(self, above: str, files: Sequence[Staged], there: list[Staged]) -> list[Staged]:
+    def _choose(
+        self, above: str, files: Sequence[Staged], there: list[Staged], *, listed: bool
+    ) -> list[Staged]:
         """Those of these files, which go to the directory ``above``, that have a final name now. Of the
         others the outcome is known, and what they are identical to is added to ``there``."""
         chosen: list[Staged] = []
         try:
             with self._tree.parent(files[0].file.name, make=True, unsynced=self._unsynced) as (fd, _):
+                names = self._names_in(fd, len(files)) if listed else None
                 for each in files:
-                    name = each.file.name
+                    leaf = each.file.name[len(above) :]
                     try:
-                        leaf = self._settle(fd, name[len(above) :], each, there)
-                        if leaf is None:
-                            self._folder.drop(each.number)
-                            continue
+                        if names is None or leaf in names:
+                            settled = self._settle(fd, leaf, each, there)
+                            if settled is None:
+                                self._folder.drop(each.number)
+                                continue
+                            leaf = settled
                         self._names.check_doubt(above + leaf)
                         self._admit(self._folder.id_of(each.number), each.file.size)
                         each.path = above + leaf
@@ -144,6 +164,12 @@ class Publication:
             self._refuse_all(files, error)
             return []
         return chosen
+
+    def _names_in(self, fd: int, count: int) -> set[str] | None:
+        """All names in a directory, where that costs less than to ask for ``count`` of them; else None."""
+        if count <= FEW or self._system.fstat(fd).st_size > max(_BLOCK, _LISTED * count):
+            return None
+        return set(self._system.listdir(fd))
 
     def _settle(self, fd: int, leaf: str, each: Staged, there: list[Staged]) -> str | None:
         """What to call the file in its directory; None where it is not published, for what is there."""
@@ -268,7 +294,13 @@ class Publication:
     # --- final names --------------------------------------------------------------------
 
     def _place(
-        self, above: str, files: Sequence[Staged], receipts: dict[int, Receipt], *, few: bool
+        self,
+        above: str,
+        files: Sequence[Staged],
+        receipts: dict[int, Receipt],
+        *,
+        few: bool,
+        listed: bool,
     ) -> list[Staged]:
         """Rename these files into the directory ``above``; those whose names have been taken since. With
         ``few`` the directory is made durable too."""
@@ -284,7 +316,10 @@ class Publication:
                     except (FileExistsError, IsADirectoryError):
                         left.append(each)
                     except (TdxError, OSError) as error:
-                        self._refuse(each, error)
+                        if listed and isinstance(error, OSError) and error.errno in _UNHEARD_OF:
+                            left.append(each)
+                        else:
+                            self._refuse(each, error)
                 self._placed = self._placed or bool(placed)
                 for each in placed:
                     self._results[each.place] = receipts[each.place]
