@@ -67,7 +67,11 @@ BEGIN
 END;
 """
 
-_INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_AT_ONCE: Final = 256
+"""Rows of one statement. The interpreter's lock is given up and taken for each statement, not each row."""
+
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES "
 _SELECT: Final = """
 SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at FROM receipts """
 _BY_UPLOAD: Final = _SELECT + "WHERE store = ? AND upload = ?"
@@ -141,7 +145,9 @@ class Receipts:
         ]
         with self._cursor() as cursor, self._database:
             cursor.execute("BEGIN IMMEDIATE")
-            cursor.executemany(_INSERT, rows)
+            for some in (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE)):
+                values = ", ".join([_ROW] * len(some))
+                cursor.execute(_INSERT + values, [each for row in some for each in row])
 
     def get(self, upload: UploadId) -> Receipt | None:
         return self._one(_BY_UPLOAD, upload)
