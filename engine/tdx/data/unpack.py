@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tdx.data.port import Body
@@ -36,9 +36,11 @@ class Entries:
     def next(self) -> Entry | None:
         """The next entry, whatever of the last one's content was not read; None at the end of the bundle.
         TooLarge for more than a bundle may have, ProtocolError, and what the body raises."""
-        for _ in self.content():
-            pass
-        self._need(LENGTH_SIZE)
+        if self._left:
+            for _ in self._parts():
+                pass
+        if self._end - self._start < LENGTH_SIZE:
+            self._need(LENGTH_SIZE)
         length = parse_length(self._buffer, self._start)
         self._start += LENGTH_SIZE
         if not length:
@@ -57,9 +59,16 @@ class Entries:
         self._left = entry.size
         return entry
 
-    def content(self) -> Iterator[memoryview]:
+    def content(self) -> Iterable[memoryview]:
         """The content of the entry that :meth:`next` returned last, in parts that are good until the
         next one is asked for. What the body raises, and ProtocolError where it ends."""
+        start, size = self._start, self._left
+        if not 0 < size <= self._end - start:
+            return self._parts()
+        self._start, self._left = start + size, 0
+        return (self._buffer[start : start + size],)
+
+    def _parts(self) -> Iterator[memoryview]:
         while self._left:
             if self._start == self._end:
                 self._fill(self._left)

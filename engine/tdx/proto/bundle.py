@@ -44,6 +44,7 @@ END: Final = bytes(LENGTH_SIZE)
 _LENGTH: Final = struct.Struct(">I")
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _KEY: Final = re.compile(rf"[!-~]{{1,{MAX_KEY}}}")
+_DECODE: Final = json.JSONDecoder().decode
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _MOST: Final = 2**63
 
@@ -100,7 +101,7 @@ def parse_head(raw: bytes | bytearray | memoryview) -> Entry:
     :data:`MAX_ENTRY` bytes.
     """
     try:
-        found: object = json.loads(str(raw, "utf-8"))
+        found: object = _DECODE(str(raw, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError("the head of an entry is not JSON in UTF-8") from error
     if not isinstance(found, dict):
