@@ -76,10 +76,11 @@ def main(arguments: str) -> None:
     children: list[int] = []
     for number in range(2):
         source, sink = number, 1 - number
+        # Before the fork: whoever is told of the child enters the network that it lives in, at once.
+        enter_network(networks[sink])
         child = os.fork()
         if not child:
             die_with_parent()
-            enter_network(networks[sink])
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, 0, -10)
             pipe = Pipe(conditions, seed=2 * conditions.seed + number)
