@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from perf.wan.kernel import die_with_parent, enter_network, new_network, open_tun
+from perf.wan.kernel import die_with, enter_network, new_network, open_tun
 from perf.wan.pipe import MTU, Conditions, Pipe
 
 PAUSE: Final = 0.0002
@@ -57,8 +57,8 @@ def carry(source: int, sink: int, pipe: Pipe, shared: memoryview) -> None:
 
 
 def main(arguments: str) -> None:
-    die_with_parent()
     told = json.loads(arguments)
+    die_with(told["parent"])
     conditions = Conditions(**told["conditions"])
     shared = memoryview(mmap.mmap(told["counters"], 2 * COUNTERS.size))
     tuns: list[int] = []
@@ -74,13 +74,14 @@ def main(arguments: str) -> None:
         control = told["congestion_control"]
         tuns.append(open_tun(name, address, mtu=MTU, ring=RING, congestion_control=control))
     children: list[int] = []
+    parent = os.getpid()
     for number in range(2):
         source, sink = number, 1 - number
         # Before the fork: whoever is told of the child enters the network that it lives in, at once.
         enter_network(networks[sink])
         child = os.fork()
         if not child:
-            die_with_parent()
+            die_with(parent)
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, 0, -10)
             pipe = Pipe(conditions, seed=2 * conditions.seed + number)

@@ -29,9 +29,11 @@ def enter_network(descriptor: int) -> None:
     _checked(_libc.setns(descriptor, CLONE_NEWNET), "setns")
 
 
-def die_with_parent() -> None:
-    """Be killed when the process that started this one ends."""
+def die_with(parent: int) -> None:
+    """Be killed when the process that started this one, ``parent``, ends; end now if it has already."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def open_tun(name: str, address: str, *, mtu: int, ring: int, congestion_control: str) -> int:

@@ -66,6 +66,7 @@ def link(conditions: Conditions, congestion_control: str) -> Iterator[Link]:
         os.ftruncate(counters, 2 * COUNTERS.size)
         shared = mmap.mmap(counters, 2 * COUNTERS.size)
         told = {
+            "parent": os.getpid(),
             "conditions": asdict(conditions),
             "congestion_control": congestion_control,
             "ends": list(zip(names, (NEAR, FAR), strict=True)),
