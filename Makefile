@@ -4,6 +4,9 @@ UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What is locked is whole: with --no-deps nothing is resolved again, which pip does by the newest releases first
+# and then refuses those that the lock has no hashes of.
+LOCKED := --no-deps --require-hashes
 # The programs that tests call, each with the package that has it.
 NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
 	sshd:openssh-server ssh:openssh-client scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone
@@ -112,7 +115,7 @@ $(TAILNET)/.croc-$(CROC):
 $(PEERS)/.made: requirements/peers.txt
 	@rm -rf $(@D); mkdir -p $(@D)
 	@$(PYTHON) -m venv $(@D) || { echo 'no virtual environment: apt-get install python3-venv' >&2; exit 1; }
-	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/peers.txt
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install $(LOCKED) -r requirements/peers.txt
 	@touch $@
 
 perf: $(VENV)/.perf $(VENV)/.package
@@ -140,16 +143,16 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.run: requirements/run.txt requirements/build.txt | $(VENV)/.made
-	$(PIP) install --require-hashes -r requirements/run.txt -r requirements/build.txt
+	$(PIP) install $(LOCKED) -r requirements/run.txt -r requirements/build.txt
 	@touch $@
 
 $(VENV)/.perf: requirements/perf.txt | $(VENV)/.made
-	$(PIP) install --require-hashes -r requirements/perf.txt
+	$(PIP) install $(LOCKED) -r requirements/perf.txt
 	@touch $@
 
 # What the tests need has the plots' packages as well.
 $(VENV)/.test: requirements/test.txt | $(VENV)/.made
-	$(PIP) install --require-hashes -r requirements/test.txt
+	$(PIP) install $(LOCKED) -r requirements/test.txt
 	@touch $@ $(VENV)/.run $(VENV)/.perf
 
 $(VENV)/.package: pyproject.toml engine/tdx/version.py $(VENV)/.run
