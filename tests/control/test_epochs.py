@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
 from support.wire import Answer
+from tdx.model import Receipt, UploadId
 from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
@@ -51,6 +53,35 @@ def test_the_older_epoch_is_refused_everything(receiver: RunningReceiver) -> Non
     assert is_superseded(receiver.request("PATCH", old.target, b"x", fields))
     assert new.put(receiver, 0, CONTENT, SIZE).status == 200
     assert new.commit(receiver, CONTENT).status == 200
+
+
+def test_the_older_epoch_is_told_so_also_when_the_newer_one_has_finished(receiver: RunningReceiver) -> None:
+    old = open_upload(receiver, "f", SIZE)
+    new = open_upload(receiver, "f", SIZE, RESUME)
+    new.put(receiver, 0, CONTENT, SIZE)
+    assert new.commit(receiver, CONTENT).status == 200
+    assert is_superseded(old.put(receiver, 0, CONTENT[:EXTENT], SIZE))
+    assert is_superseded(old.commit(receiver, CONTENT))
+    assert is_superseded(receiver.request("GET", old.target, headers=old.fields))
+    assert receiver.request("GET", new.target, headers=new.fields).document["state"] == "published"
+
+
+def test_a_question_that_meets_the_publication_is_answered(tmp_path: Path) -> None:
+    meanwhile: list[Callable[[], Answer]] = []
+
+    class Met(LocalStore):
+        def receipt(self, upload: UploadId) -> Receipt | None:
+            found = super().receipt(upload)
+            while meanwhile:
+                assert meanwhile.pop()().status == 200
+            return found
+
+    with running(tmp_path, make_store=lambda folder, state: Met(folder, state, reserve=0)) as receiver:
+        old = open_upload(receiver, "f", SIZE)
+        new = open_upload(receiver, "f", SIZE, RESUME)
+        new.put(receiver, 0, CONTENT, SIZE)
+        meanwhile.append(lambda: new.commit(receiver, CONTENT))
+        assert is_superseded(receiver.request("GET", old.target, headers=old.fields))
 
 
 def test_epochs_outlive_the_receiver(receiver: RunningReceiver) -> None:

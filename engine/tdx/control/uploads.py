@@ -29,9 +29,27 @@ NO_STORE: Final = ("Cache-Control", "no-store")
 
 
 async def _session(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session:
-    session = await receiver.sessions.get(upload, exchange.identity.owner)
-    session.check_epoch(_epoch(exchange))
-    return session
+    found = await _session_or_receipt(receiver, exchange, upload)
+    if isinstance(found, Receipt):
+        raise NotFound("the upload has ended")
+    found.check_epoch(_epoch(exchange))
+    return found
+
+
+async def _session_or_receipt(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session | Receipt:
+    """What there is of an upload. Superseded for a run that a newer one has finished.
+
+    The receipt is looked for last: who publishes writes it first and lets go of the session then, so that an
+    upload that ends meanwhile is never missed.
+    """
+    owner = exchange.identity.owner
+    try:
+        return await receiver.sessions.get(upload, owner)
+    except NotFound:
+        receipt = await receiver.sessions.receipt(upload, owner, _epoch(exchange))
+        if receipt is None:
+            raise
+        return receipt
 
 
 def _epoch(exchange: Exchange) -> int | None:
@@ -203,18 +221,12 @@ async def _commit(
 
 async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
     """HEAD: offset and completeness (the draft); GET: the same as JSON, with the held ranges."""
-    stated = _epoch(exchange)
-    receipt = await receiver.sessions.receipt(upload, exchange.identity.owner, stated)
-    if receipt is not None:
-        length: int | None = receipt.size
-        offset, state, epoch, held = (
-            receipt.size,
-            "published",
-            None,
-            [[0, receipt.size]] if receipt.size else [],
-        )
+    found = await _session_or_receipt(receiver, exchange, upload)
+    if isinstance(found, Receipt):
+        length: int | None = found.size
+        offset, state, epoch, held = found.size, "published", None, [[0, found.size]] if found.size else []
     else:
-        session = await receiver.sessions.get(upload, exchange.identity.owner)
+        session, stated = found, _epoch(exchange)
         if stated is not None:
             session.check_epoch(stated)
         if exchange.head.method == "HEAD" and session.upload.spec.source_id is None:
@@ -223,7 +235,7 @@ async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
                 await receiver.workers.on_disk(session.upload.mark)
         length, offset, state = session.upload.spec.length, session.offset, session.machine.state.value
         epoch, held = session.upload.epoch, [[span.start, span.end] for span in session.upload.held]
-    done = fields.format_boolean(receipt is not None)
+    done = fields.format_boolean(isinstance(found, Receipt))
     answer = [("Upload-Offset", str(offset)), ("Upload-Complete", done), NO_STORE]
     if length is not None:
         answer.append(("Upload-Length", str(length)))
