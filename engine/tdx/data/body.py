@@ -41,12 +41,15 @@ class Receive(Protocol):
 
 
 def _receiver(sock: socket.socket) -> Receive:
-    if isinstance(sock, ssl.SSLSocket):
-        return RecordReader(sock).receive
+    return RecordReader(sock).receive if isinstance(sock, ssl.SSLSocket) else bare_receiver(sock)
+
+
+def bare_receiver(sock: socket.socket) -> Receive:
+    """Takes the bytes of the TCP connection as they are, also from beneath TLS."""
 
     def receive(view: memoryview, *, whole: bool) -> int:
         # Without MSG_WAITALL every segment that arrives would cost a call, and the GIL with it.
-        return sock.recv_into(view, len(view), socket.MSG_WAITALL if whole else 0)
+        return socket.socket.recv_into(sock, view, len(view), socket.MSG_WAITALL if whole else 0)
 
     return receive
 
@@ -140,7 +143,32 @@ class SocketBody(ABC):
         return n
 
 
-class LengthBody(SocketBody):
+class SizedBody(SocketBody):
+    """A body with ``length`` bytes of content."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        length: int,
+        cancel: Cancel,
+        stall_timeout: float,
+        min_rate: int,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(sock, cancel, stall_timeout, min_rate, clock)
+        self._length = length
+        self._left: int = length
+
+    @property
+    def length(self) -> int | None:
+        return self._length
+
+    @property
+    def ended(self) -> bool:
+        return self._left == 0
+
+
+class LengthBody(SizedBody):
     """A body of ``length`` bytes (Content-Length), beginning with ``prefix``.
 
     ``prefix`` is what arrived with the head; what of it lies beyond the body is
@@ -159,24 +187,14 @@ class LengthBody(SocketBody):
         min_rate: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(sock, cancel, stall_timeout, min_rate, clock)
-        self._length = length
-        self._left: int = length
+        super().__init__(sock, length, cancel, stall_timeout, min_rate, clock)
         self._prefix = prefix[:length]
         self._leftover = prefix[length:]
-
-    @property
-    def length(self) -> int | None:
-        return self._length
 
     @property
     def leftover(self) -> bytes:
         """Bytes of ``prefix`` that belong to the next request."""
         return self._leftover
-
-    @property
-    def ended(self) -> bool:
-        return self._left == 0
 
     def _read_some(self, view: memoryview) -> int:
         if self._prefix:

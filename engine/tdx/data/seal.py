@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tdx.data.body import Receive, SocketBody
+from tdx.data.body import Receive, SizedBody, bare_receiver
 from tdx.data.port import Cancel
 from tdx.data.sockets import beneath_tls
 from tdx.errors import SealBroken
@@ -114,7 +114,7 @@ def _arrived(sent: int, size: int) -> int:
     return start + (here if part == here + TAG else max(0, min(part, here - 1)))
 
 
-class SealedBody(SocketBody):
+class SealedBody(SizedBody):
     """A body of ``length`` bytes that comes sealed beneath ``sock``'s TLS; ``key`` came with its head.
 
     SealBroken where a segment is not what was sealed: nothing of it is handed out, and nothing after it.
@@ -132,26 +132,16 @@ class SealedBody(SocketBody):
         min_rate: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(sock, cancel, stall_timeout, min_rate, clock)
+        super().__init__(sock, length, cancel, stall_timeout, min_rate, clock)
         self._receive = _receive_beneath(sock)
         self._key = key
         self._opener: AESGCM | None = None
-        self._length = length
-        self._left = length
         self._unopened = length
         self._number = 0
         self._sealed = memoryview(bytearray(min(sealed_size(length), _AT_ONCE * _STEP)))
         self._begin = 0
         self._have: int = 0
         self._rest = memoryview(b"")
-
-    @property
-    def length(self) -> int | None:
-        return self._length
-
-    @property
-    def ended(self) -> bool:
-        return self._left == 0
 
     def _read_some(self, view: memoryview) -> int:
         if not self._rest:
@@ -208,13 +198,13 @@ class SealedBody(SocketBody):
 
 
 def _receive_beneath(sock: socket.socket) -> Receive:
-    ready = False
+    bare, ready = bare_receiver(sock), False
 
     def receive(view: memoryview, *, whole: bool) -> int:
         nonlocal ready
         if not ready:
             beneath_tls(sock)
             ready = True
-        return socket.socket.recv_into(sock, view, len(view), socket.MSG_WAITALL if whole else 0)
+        return bare(view, whole=whole)
 
     return receive
