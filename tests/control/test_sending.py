@@ -16,7 +16,7 @@ from support.processes import wait_until
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
 from tdx.control.progress import Tally
-from tdx.control.sending import OpenUpload, Sending, unacknowledged
+from tdx.control.sending import NEAR_STREAMS, OpenUpload, Sending, unacknowledged
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.source import Source
 from tdx.integrity import PART, cut
@@ -112,15 +112,15 @@ async def first_runs(tmp_path: Path, way: Way, extents: int, streams: int | None
 @pytest.mark.parametrize(
     ("round_trip", "congestion_control", "first"),
     [
-        (0.0005, "cubic", 1),
-        (0.0005, "bbr", 1),
+        (0.0005, "cubic", NEAR_STREAMS),
+        (0.0005, "bbr", NEAR_STREAMS),
         (0.1, "bbr", 1),
         (0.1, "bbr2", 1),
         (0.1, "cubic", StreamCount.SEVERAL),
         (0.1, "", StreamCount.SEVERAL),
     ],
 )
-async def test_several_streams_at_once_where_the_peer_is_far_and_losses_slow_one_down(
+async def test_several_streams_at_once_where_the_peer_is_near_or_far_and_losses_slow_one_down(
     tmp_path: Path, round_trip: float, congestion_control: str, first: int
 ) -> None:
     way = Way(round_trip, congestion_control, first)
@@ -129,11 +129,22 @@ async def test_several_streams_at_once_where_the_peer_is_far_and_losses_slow_one
 
 
 async def test_no_more_than_that_at_first(tmp_path: Path) -> None:
-    for round_trip, congestion_control in ((0.0005, "cubic"), (0.1, "bbr")):
-        way = Way(round_trip, congestion_control, 1)
-        await first_runs(tmp_path, way, 40)
-        assert way.runs[0].start == 0
-        assert len(way.runs[0]) >= 2 * EXTENT
+    way = Way(0.1, "bbr", 1)
+    await first_runs(tmp_path, way, 40)
+    assert way.runs[0].start == 0
+    assert len(way.runs[0]) >= 2 * EXTENT
+
+
+async def test_streams_to_a_near_peer_begin_with_their_share(tmp_path: Path) -> None:
+    way = Way(0.0005, "cubic", NEAR_STREAMS)
+    await first_runs(tmp_path, way, 40)
+    assert {len(run) for run in way.runs[:NEAR_STREAMS]} == {10 * EXTENT, 7 * EXTENT}
+
+
+async def test_a_file_of_one_extent_is_one_request(tmp_path: Path) -> None:
+    way = Way(0.0005, "cubic", 1)
+    await first_runs(tmp_path, way, 1)
+    assert len(way.runs) == 1
 
 
 async def test_an_extent_that_went_in_parts_is_not_reported(tmp_path: Path) -> None:

@@ -32,8 +32,6 @@ QUICK = 0.02
 STALL = 30.0
 """A stall timeout that no test reaches unless it means to."""
 
-PUMP_THREADS = ("tdx-write", "tdx-hash")
-
 
 def pattern(size: int, seed: int = 0) -> bytes:
     """Bytes in which every position matters."""
@@ -322,7 +320,3 @@ def collector(sock: socket.socket) -> Background:
             found += part
 
     return Background(work)
-
-
-def pump_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name in PUMP_THREADS]

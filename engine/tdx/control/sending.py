@@ -29,7 +29,11 @@ from tdx.ranges import RangeSet
 
 MOST_STREAMS: Final = 64
 NEAR_SECONDS: Final = 0.002
-"""A round trip under which one connection keeps any link full (docs/decisions/004-streams.md)."""
+"""A round trip under which no number of streams needs to be tried (docs/decisions/004-streams.md)."""
+
+NEAR_STREAMS: Final = 2
+"""To a near peer: two fill any such link, and give each end two cores' work
+(docs/decisions/012-thread-for-each-stream.md)."""
 
 FAR_SECONDS: Final = 0.005
 """A round trip from which on it takes too long to find out with one stream whether more are better."""
@@ -114,7 +118,7 @@ def parse_held(value: object) -> RangeSet:
 class Sending:
     """Sends what the scheduler hands out until every extent has been acknowledged.
 
-    ``streams`` None uses one where the peer is near, and elsewhere starts with one, or with several
+    ``streams`` None uses two where the peer is near, and elsewhere starts with one, or with several
     where it is far and a lost packet slows a stream down, and adds more while the measured rate grows.
     ``recorder()`` is called as each run begins; what it returns gets the digest of each
     extent of that run, from the bytes that were sent, in a pump's thread. An extent that went in
@@ -143,7 +147,7 @@ class Sending:
         self._several = client.round_trip >= FAR_SECONDS and not client.congestion_control.startswith(
             MINDS_NO_LOSS
         )
-        self._fixed = 1 if streams is None and self._near else streams
+        self._fixed = NEAR_STREAMS if streams is None and self._near else streams
         self._pace = pace
         self._recorder = recorder
         self._changed = asyncio.Event()

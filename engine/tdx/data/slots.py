@@ -8,20 +8,16 @@ from tdx.model import Span
 
 
 class SlotLedger:
-    """Follows the slots of one body as they are written, in order, in one thread; hashing may be ahead."""
+    """Follows the slots of one body, in order. What is hashed last is never more than what is written."""
 
     def __init__(self, hooks: ReceiveHooks, cancel: Cancel) -> None:
         self._hooks = hooks
         self._cancel = cancel
         self._written: tuple[Span, Hasher] | None = None
 
-    def begins(self) -> None:
-        """The next bytes are about to be written. Should that fail, nothing is reported: their slot's
-        hash state covers bytes that are not there."""
-        self._written = None
-
     def advanced(self, slot: Slot, at: int, hasher: Hasher) -> None:
-        """Every byte of ``slot`` up to ``at`` is written, and ``hasher`` covers at least those."""
+        """Every byte of ``slot`` up to ``at`` is written and then hashed: ``hasher`` covers those."""
+        self._written = None
         if at < slot.span.end:
             self._written = Span(slot.span.start, at), hasher
             return
@@ -29,8 +25,7 @@ class SlotLedger:
         self._hooks.completed(slot.span, hasher.digest())
 
     def break_off(self) -> None:
-        """The body has ended, and all of it that was hashed is written: report the slot that it ended
-        in, if any."""
+        """The body has ended: report the slot that it ended in, if any."""
         written, self._written = self._written, None
         if written is not None and self._cancel.reason is None:
             span, hasher = written

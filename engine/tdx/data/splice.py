@@ -11,35 +11,23 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
 from tdx.data.buffers import BUFFERS
 from tdx.data.port import BUFFER, Body, Cancel, DescriptorSink, RawBody, ReceiveHooks, Sink, Slot
 from tdx.data.receive import BufferedReceive
-from tdx.data.relay import Relay
 from tdx.data.slots import SlotLedger
 from tdx.errors import ConnectionLost, NoSpace, StorageError, TdxError
 from tdx.integrity import new_hasher
 from tdx.model import Stages
 
-AHEAD: Final = 4
-"""Written ranges that may wait to be read back; few, so that they are still in the cache."""
-
 UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """What a kernel or a filesystem without the call says."""
 
 
-@dataclass(slots=True)
-class _Range:
-    slot: Slot
-    offset: int
-    size: int
-
-
 class SpliceReceive:
-    """Splices from the socket into the file; a second thread reads back and hashes.
+    """Splices from the socket into the file, then reads back and hashes.
 
     Where the kernel or the filesystem refuses, the rest of the body is copied through a buffer
     without losing a byte; where the body or the sink is not a descriptor, all of it
@@ -74,29 +62,21 @@ class _Run:
         self._prefix = b""
         self._spliceable = True
         self._scratch = BUFFERS.take()
-        self._read_buffer = BUFFERS.take()
-        self._reading_back = Stages()
         self._slot: Slot | None = None
         self._hasher = new_hasher()
         self._outlet, self._inlet = os.pipe()
         with contextlib.suppress(OSError):
             # Above the user's limit the pipe stays small, which is slower and nothing else.
             fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, BUFFER)
-        self._relay: Relay[None, _Range] = Relay([None] * AHEAD, self._read_back, body.interrupt, "tdx-hash")
 
     def move(self, slots: Iterator[Slot]) -> None:
         try:
             self._prefix = self._body.take_prefix()
             self._move_slots(slots)
         finally:
-            self._relay.finish()
             os.close(self._outlet)
             os.close(self._inlet)
             BUFFERS.give(self._scratch)
-            BUFFERS.give(self._read_buffer)
-            self.stages.add(self._reading_back)
-            if self._relay.error is not None:
-                raise self._relay.error
             self._ledger.break_off()
 
     def _move_slots(self, slots: Iterator[Slot]) -> None:
@@ -138,7 +118,7 @@ class _Run:
             else:
                 self._sink.write_at(data, at)
             self.stages.write += perf_counter() - started
-            self._relay.put(self._relay.take(), _Range(slot, at, n))
+            self._read_back(slot, at, n)
         return n
 
     def _cut_prefix(self, limit: int) -> bytes:
@@ -192,21 +172,19 @@ class _Run:
                 self._sink.wrote(at, n)
             at += n
 
-    def _read_back(self, written: _Range) -> None:
-        if written.slot is not self._slot:
-            self._slot, self._hasher = written.slot, written.slot.hasher or new_hasher()
-        hasher = self._hasher
-        self._ledger.begins()
-        view = self._read_buffer[: written.size]
+    def _read_back(self, slot: Slot, at: int, size: int) -> None:
+        if slot is not self._slot:
+            self._slot, self._hasher = slot, slot.hasher or new_hasher()
+        view = self._scratch[:size]
         started = perf_counter()
-        n = self._sink.read_at(view, written.offset)
+        n = self._sink.read_at(view, at)
         read = perf_counter()
-        if n != written.size:
-            raise StorageError(f"of {written.size} bytes just written only {n} can be read back")
-        hasher.update(view)
-        self._reading_back.read += read - started
-        self._reading_back.hash += perf_counter() - read
-        self._ledger.advanced(written.slot, written.offset + written.size, hasher)
+        if n != size:
+            raise StorageError(f"of {size} bytes just written only {n} can be read back")
+        self._hasher.update(view)
+        self.stages.read += read - started
+        self.stages.hash += perf_counter() - read
+        self._ledger.advanced(slot, at + size, self._hasher)
 
 
 def _storage_error(error: OSError) -> TdxError:
