@@ -86,7 +86,9 @@ class Pump:
         return Stages()
 
 
-async def first_runs(tmp_path: Path, way: Way, extents: int, streams: int | None = None) -> dict[Span, bytes]:
+async def first_runs(
+    tmp_path: Path, way: Way, extents: int, streams: int | None = None, rate: float | None = None
+) -> dict[Span, bytes]:
     """Send a file of so many extents: what was recorded."""
     path = tmp_path / "f"
     with path.open("wb") as file:
@@ -99,7 +101,7 @@ async def first_runs(tmp_path: Path, way: Way, extents: int, streams: int | None
             upload,
             source,
             Pump(),  # type: ignore[arg-type]
-            Pace(None),
+            Pace(rate),
             Tally(),
             streams=streams,
             recorder=lambda: recorded.__setitem__,
@@ -139,6 +141,12 @@ async def test_streams_to_a_near_peer_begin_with_their_share(tmp_path: Path) -> 
     way = Way(0.0005, "cubic", NEAR_STREAMS)
     await first_runs(tmp_path, way, 40)
     assert {len(run) for run in way.runs[:NEAR_STREAMS]} == {10 * EXTENT, 7 * EXTENT}
+
+
+async def test_one_stream_to_a_near_peer_under_a_rate_limit(tmp_path: Path) -> None:
+    way = Way(0.0005, "cubic", 1)
+    await first_runs(tmp_path, way, 40, rate=1e12)
+    assert way.runs == [Span(0, 40 * EXTENT)]
 
 
 async def test_a_file_of_one_extent_is_one_request(tmp_path: Path) -> None:

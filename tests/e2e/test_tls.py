@@ -220,7 +220,8 @@ def test_a_bit_that_is_flipped_on_the_way_is_never_published(
 ) -> None:
     middle = meddling(processes, f"{ELSEWHERE}:{PORT}", f"{THERE}:{PORT}", between.far, direction, after, 1)
     laptop.believes(NAME, ELSEWHERE)
-    push = laptop.push(source, "nas")
+    # On one connection, so that it is the one that is meddled with.
+    push = laptop.push(source, "nas", "--streams", "1")
     push.wait()
     assert middle.told == ["flipped"]
     if after == IN_RANDOM:

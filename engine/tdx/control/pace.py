@@ -16,6 +16,10 @@ class Pace:
         self._bucket = None if rate is None else TokenBucket(rate)
         self._lock = threading.Lock()
 
+    @property
+    def limited(self) -> bool:
+        return self._bucket is not None
+
     def wait_for(self, n: int) -> float:
         """Seconds to wait before the next ``n`` bytes may go."""
         if self._bucket is None:

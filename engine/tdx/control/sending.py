@@ -118,8 +118,9 @@ def parse_held(value: object) -> RangeSet:
 class Sending:
     """Sends what the scheduler hands out until every extent has been acknowledged.
 
-    ``streams`` None uses two where the peer is near, and elsewhere starts with one, or with several
-    where it is far and a lost packet slows a stream down, and adds more while the measured rate grows.
+    ``streams`` None uses two where the peer is near (one under a rate limit), and elsewhere starts with
+    one, or with several where it is far and a lost packet slows a stream down, and adds more while the
+    measured rate grows.
     ``recorder()`` is called as each run begins; what it returns gets the digest of each
     extent of that run, from the bytes that were sent, in a pump's thread. An extent that went in
     parts is not reported.
@@ -147,7 +148,9 @@ class Sending:
         self._several = client.round_trip >= FAR_SECONDS and not client.congestion_control.startswith(
             MINDS_NO_LOSS
         )
-        self._fixed = NEAR_STREAMS if streams is None and self._near else streams
+        # Where a limit makes the push last, two extents under way would be more to lose than one.
+        near = 1 if pace.limited else NEAR_STREAMS
+        self._fixed = near if streams is None and self._near else streams
         self._pace = pace
         self._recorder = recorder
         self._changed = asyncio.Event()
