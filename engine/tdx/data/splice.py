@@ -19,7 +19,7 @@ from tdx.data.port import BUFFER, Body, Cancel, DescriptorSink, RawBody, Receive
 from tdx.data.receive import BufferedReceive
 from tdx.data.slots import SlotLedger
 from tdx.errors import ConnectionLost, NoSpace, StorageError, TdxError
-from tdx.integrity import new_hasher
+from tdx.integrity import Hasher, new_hasher
 from tdx.model import Stages
 
 UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -62,8 +62,6 @@ class _Run:
         self._prefix = b""
         self._spliceable = True
         self._scratch = BUFFERS.take()
-        self._slot: Slot | None = None
-        self._hasher = new_hasher()
         self._outlet, self._inlet = os.pipe()
         with contextlib.suppress(OSError):
             # Above the user's limit the pipe stays small, which is slower and nothing else.
@@ -84,9 +82,10 @@ class _Run:
             slot = next(slots, None)
             if slot is None:
                 return
+            hasher = slot.hasher or new_hasher()
             at = slot.span.start
             while at < slot.span.end and (self._prefix or self._body.remaining()):
-                at += self._step(slot, at) if slot.keep else self._discard(slot.span.end - at)
+                at += self._step(slot, at, hasher) if slot.keep else self._discard(slot.span.end - at)
 
     def _discard(self, limit: int) -> int:
         n = len(self._cut_prefix(limit)) if self._prefix else self._read(limit)
@@ -95,7 +94,7 @@ class _Run:
         self._hooks.discarded(n)
         return n
 
-    def _step(self, slot: Slot, at: int) -> int:
+    def _step(self, slot: Slot, at: int, hasher: Hasher) -> int:
         """Bring the next bytes of ``slot`` into the file at ``at``; how many, 0 where splice
         has just turned out not to work."""
         size = min(slot.span.end - at, BUFFER)
@@ -118,7 +117,7 @@ class _Run:
             else:
                 self._sink.write_at(data, at)
             self.stages.write += perf_counter() - started
-            self._read_back(slot, at, n)
+            self._read_back(slot, at, n, hasher)
         return n
 
     def _cut_prefix(self, limit: int) -> bytes:
@@ -172,19 +171,17 @@ class _Run:
                 self._sink.wrote(at, n)
             at += n
 
-    def _read_back(self, slot: Slot, at: int, size: int) -> None:
-        if slot is not self._slot:
-            self._slot, self._hasher = slot, slot.hasher or new_hasher()
+    def _read_back(self, slot: Slot, at: int, size: int, hasher: Hasher) -> None:
         view = self._scratch[:size]
         started = perf_counter()
         n = self._sink.read_at(view, at)
         read = perf_counter()
         if n != size:
             raise StorageError(f"of {size} bytes just written only {n} can be read back")
-        self._hasher.update(view)
+        hasher.update(view)
         self.stages.read += read - started
         self.stages.hash += perf_counter() - read
-        self._ledger.advanced(slot, at + size, self._hasher)
+        self._ledger.advanced(slot, at + size, hasher)
 
 
 def _storage_error(error: OSError) -> TdxError:
