@@ -12,8 +12,8 @@ import pytest
 
 from support.devices import trust
 from support.vouching import Meshing, Vouching
-from tdx.control.dial import Dialer
-from tdx.control.resolve import Peer
+from tdx.control.dial import Dialer, connect, first_round_trip
+from tdx.control.resolve import Peer, Route
 from tdx.control.workers import Workers
 from tdx.errors import Forbidden, IdentityUnavailable, TdxError, UnknownPeer, Unreachable, UsageError
 from tdx.identity.port import Endpoint, Link
@@ -177,6 +177,35 @@ def test_what_goes_to_this_machine_is_not_paced(tmp_path: Path) -> None:
 
     with listener("127.0.0.1") as sock:
         assert asyncio.run(go(port_of(sock))) == b"reno"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="needs TCP_INFO, which is Linux's")
+def test_a_machine_that_is_busy_does_not_make_a_near_peer_look_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = 0.05
+
+    async def connect_and_wait_for_a_core(sock: socket.socket, route: Route, timeout: float) -> None:
+        await connect(sock, route, timeout)
+        await asyncio.sleep(wait)
+
+    async def go(port: int) -> float:
+        workers = Workers(bodies=1)
+        identities = Identities([Vouching("local:1")], [])
+        dialer = Dialer(Peer("127.0.0.1", port), identities, TlsIdentities(tmp_path), workers)
+        (await dialer.dial()).close()
+        workers.close()
+        return dialer.round_trip
+
+    monkeypatch.setattr("tdx.control.dial.connect", connect_and_wait_for_a_core)
+    with listener("127.0.0.1") as sock:
+        assert 0 < asyncio.run(go(port_of(sock))) < wait
+
+
+def test_what_is_no_tcp_connection_has_no_round_trip() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert first_round_trip(one) == 0.0
 
 
 def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
