@@ -118,7 +118,7 @@ $(PEERS)/.made: requirements/peers.txt
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install $(LOCKED) -r requirements/peers.txt
 	@touch $@
 
-perf: $(VENV)/.perf $(VENV)/.package
+perf: $(VENV)/.test $(VENV)/.package
 	$(BIN)/python -m perf $(PERF_FLAGS)
 
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -127,7 +127,6 @@ COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 lock:
 	$(UV) $(COMPILE) pyproject.toml --extra test --extra perf --group build -o requirements/test.txt
 	$(UV) $(COMPILE) pyproject.toml -c requirements/test.txt -o requirements/run.txt
-	$(UV) $(COMPILE) pyproject.toml --extra perf -c requirements/test.txt -o requirements/perf.txt
 	echo copyparty | $(UV) $(COMPILE) - -o requirements/peers.txt
 	$(UV) $(COMPILE) --group build -c requirements/test.txt -o requirements/build.txt
 
@@ -146,14 +145,10 @@ $(VENV)/.run: requirements/run.txt requirements/build.txt | $(VENV)/.made
 	$(PIP) install $(LOCKED) -r requirements/run.txt -r requirements/build.txt
 	@touch $@
 
-$(VENV)/.perf: requirements/perf.txt | $(VENV)/.made
-	$(PIP) install $(LOCKED) -r requirements/perf.txt
-	@touch $@
-
-# What the tests need has the plots' packages as well.
+# With what the benchmarks need: they bring up the tests' tailnet, and the tests draw their plots.
 $(VENV)/.test: requirements/test.txt | $(VENV)/.made
 	$(PIP) install $(LOCKED) -r requirements/test.txt
-	@touch $@ $(VENV)/.run $(VENV)/.perf
+	@touch $@ $(VENV)/.run
 
 $(VENV)/.package: pyproject.toml engine/tdx/version.py $(VENV)/.run
 	$(PIP) install --no-index --no-deps --no-build-isolation --editable .

@@ -78,7 +78,6 @@ def test_what_is_declared_is_locked() -> None:
     build = {normalised(each) for each in PROJECT["dependency-groups"]["build"]}
     assert run <= pinned(ROOT / "requirements" / "run.txt")
     assert build <= pinned(ROOT / "requirements" / "build.txt")
-    assert run | perf <= pinned(ROOT / "requirements" / "perf.txt")
     # The tests of the plots draw some.
     assert run | test | perf | build <= pinned(ROOT / "requirements" / "test.txt")
 
@@ -87,7 +86,7 @@ def test_the_locks_agree_on_versions() -> None:
     versions = {
         lock.stem: set(re.findall(r"(?m)^([a-z0-9-]+==[^ ;\\]+)", lock.read_text())) for lock in LOCKS
     }
-    assert versions["run"] <= versions["perf"] <= versions["test"]
+    assert versions["run"] <= versions["test"]
     assert versions["build"] <= versions["test"]
 
 
