@@ -22,7 +22,7 @@ from tdx.data.source import Source
 from tdx.integrity import PART, cut
 from tdx.model import Span, Stages, UploadId
 from tdx.policy.retry import Retrier, RetryPolicy
-from tdx.policy.schedule import StreamCount
+from tdx.policy.schedule import RUN_LIMIT, StreamCount
 from tdx.proto.head import Headers
 from tdx.ranges import RangeSet
 
@@ -87,7 +87,12 @@ class Pump:
 
 
 async def first_runs(
-    tmp_path: Path, way: Way, extents: int, streams: int | None = None, rate: float | None = None
+    tmp_path: Path,
+    way: Way,
+    extents: int,
+    streams: int | None = None,
+    rate: float | None = None,
+    alone: Callable[[], bool] = lambda: True,
 ) -> dict[Span, bytes]:
     """Send a file of so many extents: what was recorded."""
     path = tmp_path / "f"
@@ -105,6 +110,7 @@ async def first_runs(
             Tally(),
             streams=streams,
             recorder=lambda: recorded.__setitem__,
+            alone=alone,
         )
         async with asyncio.timeout(20):
             await sending.send(RangeSet([Span(0, extents * EXTENT)]))
@@ -147,6 +153,20 @@ async def test_one_stream_to_a_near_peer_under_a_rate_limit(tmp_path: Path) -> N
     way = Way(0.0005, "cubic", 1)
     await first_runs(tmp_path, way, 40, rate=1e12)
     assert way.runs == [Span(0, 40 * EXTENT)]
+
+
+async def test_one_stream_to_a_near_peer_for_each_of_several_files(tmp_path: Path) -> None:
+    way = Way(0.0005, "cubic", 1)
+    await first_runs(tmp_path, way, 40, alone=lambda: False)
+    assert way.runs == [Span(0, 40 * EXTENT)]
+
+
+async def test_a_second_stream_to_a_near_peer_once_the_other_files_have_ended(tmp_path: Path) -> None:
+    extents = RUN_LIMIT // EXTENT + 40
+    way = Way(0.0005, "cubic", NEAR_STREAMS)  # the first run ends once there is another
+    await first_runs(tmp_path, way, extents, alone=lambda: bool(way.runs))
+    assert way.runs[:2] == [Span(0, RUN_LIMIT), Span(RUN_LIMIT, RUN_LIMIT + 10 * EXTENT)]
+    assert sum(len(run) for run in way.runs) == extents * EXTENT
 
 
 async def test_a_file_of_one_extent_is_one_request(tmp_path: Path) -> None:

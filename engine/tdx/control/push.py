@@ -43,6 +43,9 @@ class PushOptions:
     most_streams: int = MOST_STREAMS
     """Bounds ``streams``, also where that is found by measuring."""
 
+    alone: Callable[[], bool] = lambda: True
+    """Whether no other file is on its way to the peer, or about to be. Asked again and again."""
+
     digest: str | None = None
     """A further digest of the whole file, ``sha-256`` or ``sha-512`` (RFC 9530), that the receiver
     must find in what it stored before it publishes."""
@@ -216,6 +219,7 @@ class FilePush:
             self._tally,
             streams=self._options.streams,
             recorder=self._recorder,
+            alone=self._options.alone,
         )
         cancel = Cancel()
         try:

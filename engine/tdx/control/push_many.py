@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tdx.control.sender import Sender
     from tdx.data.entries import SmallFile
 
-FILES_AT_ONCE: Final = 2
-"""Files on their way by themselves: while one is made durable, another is sent."""
+FILES_AT_ONCE: Final = 3
+"""Files on their way by themselves: while one is opened or made durable, two are sent
+(docs/decisions/013-several-files.md)."""
 
 BUNDLES_AT_ONCE: Final = 2
 """The same for bundles."""
@@ -260,13 +261,14 @@ class ManyPushes:
             raise error
 
     async def _pushed(self, item: Item, tally: Tally, share: int) -> PushResult:
-        whole = self.whole
-        last = whole.complete and whole.files - whole.ended == 1
-        most = self._options.most_streams if last else share
-        options = replace(self._options, name=item.name, most_streams=most)
+        most = self._options.most_streams if self._one_left() else share
+        options = replace(self._options, name=item.name, most_streams=most, alone=self._one_left)
         if item.is_stdin:
             return await self._sender.push_stream(0, options, tally)
         return await self._sender.push_file(Path(item.path), options, tally)
+
+    def _one_left(self) -> bool:
+        return self.whole.complete and self.whole.files - self.whole.ended == 1
 
     async def _push_together(self, items: Sequence[Item], tally: Tally) -> None:
         from tdx.control.push_bundle import BundlePush, NotBundled

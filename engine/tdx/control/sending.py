@@ -118,9 +118,9 @@ def parse_held(value: object) -> RangeSet:
 class Sending:
     """Sends what the scheduler hands out until every extent has been acknowledged.
 
-    ``streams`` None uses two where the peer is near (one under a rate limit), and elsewhere starts with
-    one, or with several where it is far and a lost packet slows a stream down, and adds more while the
-    measured rate grows.
+    ``streams`` None uses two where the peer is near (one under a rate limit, and one while this file is
+    not ``alone()``: each of several has its own), and elsewhere starts with one, or with several where it
+    is far and a lost packet slows a stream down, and adds more while the measured rate grows.
     ``recorder()`` is called as each run begins; what it returns gets the digest of each
     extent of that run, from the bytes that were sent, in a pump's thread. An extent that went in
     parts is not reported.
@@ -137,6 +137,7 @@ class Sending:
         *,
         streams: int | None,
         recorder: Callable[[], Callable[[Span, bytes], None]],
+        alone: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
         self._upload = upload
@@ -149,8 +150,9 @@ class Sending:
             MINDS_NO_LOSS
         )
         # Where a limit makes the push last, two extents under way would be more to lose than one.
-        near = 1 if pace.limited else NEAR_STREAMS
-        self._fixed = near if streams is None and self._near else streams
+        self._near_streams = 1 if pace.limited else NEAR_STREAMS
+        self._alone = alone
+        self._streams = streams
         self._pace = pace
         self._recorder = recorder
         self._changed = asyncio.Event()
@@ -163,34 +165,46 @@ class Sending:
 
     async def send(self, missing: RangeSet) -> None:
         """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
-        most = min(self._fixed or MOST_STREAMS, MOST_STREAMS, self._upload.streams)
+        most = min(self._streams or MOST_STREAMS, MOST_STREAMS, self._upload.streams)
+        measured = self._streams is None and not self._near
         count = StreamCount(most, several=self._several)
-        self._wanted = most if self._fixed is not None else count.wanted
+        wanted = partial(self._measured, count) if measured else partial(self._given, most)
+        self._wanted = count.wanted if measured else wanted()
         scheduler = StreamScheduler(
             missing,
             self._upload.extent_size,
             self._upload.length,
             self._wanted,
             part=None if self._near else self._upload.part,
-            run_seconds=(CAUTIOUS_SECONDS if self._several else RUN_SECONDS) if self._fixed is None else None,
+            run_seconds=(CAUTIOUS_SECONDS if self._several else RUN_SECONDS) if measured else None,
             least_seconds=0.0 if self._near else PART_ROUND_TRIPS * self._round_trip,
-            cautious=self._fixed is None and self._several,
+            cautious=measured and self._several,
         )
         try:
             async with asyncio.TaskGroup() as group:
                 self._start_streams(group, scheduler)
-                if self._fixed is None:
-                    await self._widen(group, scheduler, count)
+                if self._streams is None:
+                    await self._widen(group, scheduler, wanted)
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
 
-    async def _widen(self, group: asyncio.TaskGroup, scheduler: StreamScheduler, count: StreamCount) -> None:
-        """Start and retire streams as the measured rate says, until all is acknowledged."""
+    def _measured(self, count: StreamCount) -> int:
+        return count.observe(self._arrived(), self._now())
+
+    def _given(self, most: int) -> int:
+        if self._streams is None:
+            most = min(most, self._near_streams if self._alone() else 1)
+        return most
+
+    async def _widen(
+        self, group: asyncio.TaskGroup, scheduler: StreamScheduler, wanted: Callable[[], int]
+    ) -> None:
+        """Start and retire streams as ``wanted()`` says, until all is acknowledged."""
         while not scheduler.idle():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OBSERVE_SECONDS):
                     await self._changed.wait()
-            self._wanted = scheduler.streams = count.observe(self._arrived(), self._now())
+            self._wanted = scheduler.streams = wanted()
             self._start_streams(group, scheduler)
 
     def _arrived(self) -> int:
