@@ -24,10 +24,12 @@ _FLAGS: Final = "--yes --quiet --ignore-stdin --no-compress"
 _BOTH: Final = f"""\
 "$0" {_FLAGS} send --no-local "$2" & sender=$!
 until grep -q "$3" /proc/net/tcp; do kill -0 $sender || exit 1; sleep 0.01; done
-"$0" {_FLAGS} --out "$1" --overwrite && wait $sender
+"$0" {_FLAGS} --out "$1" --overwrite || {{ kill $sender; wait $sender; exit 1; }}
+wait $sender
 """
 """A sender, and a receiver as soon as the sender has called the relay, which is when it has hashed the
-file: of two that come in the other order, neither gets through ("could not secure channel")."""
+file: of two that come in the other order, neither gets through ("could not secure channel"). A sender that
+nobody came for is ended: the next one's receiver would take its connection for that of its own."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Croc:
             own += ["--ports", ",".join(map(str, ports))]
             process = held.enter_context(listening(own, home / "relay.log", ports[0], _HOST))
             # proc(5): a connection to the relay's address that is established.
-            called = f"{_HEX_HOST}:{ports[0]:04X} 01"
+            called = f"{_HEX_HOST}:{ports[0]:04X} 01 "
 
             def both(source: Path) -> Sequence[str]:
                 # A new one each time: the relay may still have the last one's room.
