@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Final, Protocol
 
+from perf.contestants.bare import Bare
 from perf.contestants.copyparty import Copyparty
 from perf.contestants.croc import Croc
 from perf.contestants.local import Cp, Dd
@@ -20,6 +21,7 @@ AES_256: Final = "aes256-gcm@openssh.com"
 
 TDX: Final = Tdx()
 CP: Final = Cp()
+BARE: Final = Bare()
 DD: Final = Dd()
 NGINX: Final = Nginx()
 NGINX_TUNED: Final = Nginx("1m", "curl → nginx (1 MiB buffer)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from perf import targets
 from perf.content import GIB, random_file, scratch
 from perf.contest import contest
-from perf.lineup import CP, NGINX, PEERS, RSYNC, SCP, TDX
+from perf.lineup import BARE, CP, NGINX, PEERS, RSYNC, SCP, TDX
 from perf.model import Outcome, Settings, Target
 from perf.tables import time_ratios
 
@@ -13,7 +13,7 @@ from perf.tables import time_ratios
 def run(settings: Settings) -> Outcome:
     with scratch(settings.disk) as home:
         source = random_file(home / "source", settings.sized(3 * GIB))
-        table = contest("One file, page cache to tmpfs", (TDX, CP, *PEERS), source, settings)
+        table = contest("One file, page cache to tmpfs", (TDX, CP, BARE, *PEERS), source, settings)
     found: list[Target] = []
     if as_long := time_ratios(table, TDX.name, CP.name):
         found.append(targets.P1.reached_by(as_long))
@@ -32,6 +32,10 @@ def run(settings: Settings) -> Outcome:
         (
             "The targets are against nginx with its default body buffer of 16 KiB, and scp with AES-128-GCM; "
             "nginx with the best buffer there is and scp with its default cipher are there for comparison."
+        ),
+        (
+            "bare TCP is no program that anybody uses: two connections, sendfile at one end, receive and "
+            "write at the other (perf/bare.py), the least that goes over TCP here, whatever is on top of it."
         ),
         (
             "tdx takes BBR, this system's congestion control, off what goes to the very machine it runs on, "
