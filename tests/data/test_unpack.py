@@ -41,7 +41,7 @@ def packed(files: list[tuple[str, bytes]]) -> bytes:
 
 
 def unpack(data: bytes, size: int = SMALLEST, *, broken: bool = False) -> list[tuple[str, bytes]]:
-    entries = Entries(Pieces(data, broken=broken), memoryview(bytearray(size)))
+    entries = Entries(Pieces(data, broken=broken).readinto, memoryview(bytearray(size)))
     found: list[tuple[str, bytes]] = []
     while (each := entries.next()) is not None:
         found.append((each.name, b"".join(bytes(part) for part in entries.content())))
@@ -78,7 +78,7 @@ def test_rubbish_is_refused(raw: bytes) -> None:
 
 def test_content_that_nobody_wants_is_passed_over() -> None:
     files = [("a", b"1" * 100_000), ("b", b"2"), ("c", b"3" * 300_000)]
-    entries = Entries(Pieces(packed(files)), memoryview(bytearray(SMALLEST)))
+    entries = Entries(Pieces(packed(files)).readinto, memoryview(bytearray(SMALLEST)))
     found: list[str] = []
     while (each := entries.next()) is not None:
         found.append(each.name)

@@ -242,6 +242,24 @@ def test_a_name_that_is_taken_on_the_way_is_chosen_anew(machine: Machine) -> Non
     assert machine.visible() == {"a": OLD, "a (1)": b"one", "b": b"two"}
 
 
+def test_nobody_waits_for_the_disk_of_another_bundle(machine: Machine) -> None:
+    (machine.inbox / "same").write_bytes(OLD)
+    first = machine.receive({"a": b"one", "b": b"two", "c": b"three", "same": OLD, "d/e": b""})
+    free: dict[str, bool] = {}
+
+    def look(called: str, arguments: tuple[Any, ...]) -> None:
+        free[called] = not turns.locked()
+
+    turns, machine.system.before = machine.store._publishing.turns, look
+    first.publish(anything)
+    assert free["syncfs"]
+    assert free["fsync"]
+    assert free["preadv"]
+    assert not free["rename_noreplace"]
+    assert not turns.locked()
+    first.close()
+
+
 def test_a_directory_is_listed_once_where_many_files_go_to_it(machine: Machine) -> None:
     (machine.inbox / "b").write_bytes(OLD)
     begun = len(machine.system.log)

@@ -112,16 +112,23 @@ class Arrival:
     # --- in the body's thread -----------------------------------------------------------
 
     def _take_all(self, body: FileBody) -> None:
+        turn = self._staging.turn
+
+        def readinto(view: memoryview) -> int:
+            with turn.aside():
+                return body.readinto(view)
+
         buffer = BUFFERS.take()
         started = perf_counter()
         try:
-            entries = Entries(body, buffer)
-            while (entry := entries.next()) is not None:
-                self._take(entry, entries)
-                self._untold += entry.size
-                if self._untold >= _TOLD_AT:
-                    self._receiver.metrics.received_bytes.add(self._untold, (self._exchange.protocol,))
-                    self._untold = 0
+            entries = Entries(readinto, buffer)
+            with turn:
+                while (entry := entries.next()) is not None:
+                    self._take(entry, entries)
+                    self._untold += entry.size
+                    if self._untold >= _TOLD_AT:
+                        self._receiver.metrics.received_bytes.add(self._untold, (self._exchange.protocol,))
+                        self._untold = 0
         finally:
             BUFFERS.give(buffer)
             stages = self._stages
@@ -149,7 +156,7 @@ class Arrival:
         """What became of the file when it came before. Raises why the whole has to end."""
         if key in self._incoming.keys:
             return ProtocolError("the key of this entry is another one's of the same bundle")
-        if self._receiver.replays.claim(self._incoming, key):
+        if self._receiver.replays.claim(self._incoming, key, self._staging.turn.aside):
             return self._receiver.store.receipt_by_key(self._incoming.owner, key)
         return None
 

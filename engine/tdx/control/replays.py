@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from tdx.data.port import TICK, Cancel
@@ -46,13 +48,16 @@ class Replays:
         self._replays: deque[Incoming] = deque(maxlen=REPLAYS_REMEMBERED)
         """The newest that have ended: what lay unread in some buffer may come after its own replay."""
 
-    def claim(self, bundle: Incoming, key: str) -> bool:
+    def claim(
+        self, bundle: Incoming, key: str, aside: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> bool:
         """Make this key of its owner the ``bundle``'s own, once nobody else has it; whether what it stands
-        for may have been published before."""
+        for may have been published before. Who has it is waited for within ``aside()``."""
         before = bundle.replay
         bundle.keys.add(key)
         while (other := self._keys.setdefault((bundle.owner, key), bundle)) is not bundle:
-            other.wait(bundle.cancel)
+            with aside():
+                other.wait(bundle.cancel)
             before = True
         return before or any(key in each.keys and each.owner == bundle.owner for each in list(self._replays))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from tdx.data.port import Body
 from tdx.errors import ProtocolError, TooLarge
 from tdx.proto.bundle import (
     LENGTH_SIZE,
@@ -22,10 +21,11 @@ SMALLEST: Final = LENGTH_SIZE + MAX_HEAD
 
 
 class Entries:
-    """Reads one bundle, in one thread. ``buffer`` is its own while it reads."""
+    """Reads one bundle, in one thread, by the ``readinto`` of its body (:class:`tdx.data.port.Body`).
+    ``buffer`` is its own while it reads."""
 
-    def __init__(self, body: Body, buffer: memoryview) -> None:
-        self._body = body
+    def __init__(self, readinto: Callable[[memoryview], int], buffer: memoryview) -> None:
+        self._readinto = readinto
         self._buffer = buffer
         self._start = 0
         self._end = 0
@@ -87,11 +87,11 @@ class Entries:
             rest = self._end - self._start
             self._buffer[:rest] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, rest
-        n = self._body.readinto(self._buffer[self._end :])
+        n = self._readinto(self._buffer[self._end :])
         if not n:
             raise ProtocolError("the bundle ends without its end mark")
         self._end += n
 
     def _finish(self) -> None:
-        if self._start < self._end or self._body.readinto(self._buffer):
+        if self._start < self._end or self._readinto(self._buffer):
             raise ProtocolError("the bundle goes on after its end mark")

@@ -14,6 +14,7 @@ from tdx.store.datafile import Disk, Growth, write_full
 from tdx.store.port import Admit, BundledFile
 from tdx.store.publish_bundle import Publication, PublishContext, Staged
 from tdx.store.syscalls import System, failure
+from tdx.store.turn import Turn
 
 _BLOCK: Final = 4096
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -39,7 +40,8 @@ class LocalBundle:
         self._ended = ended
         self._growth = Growth("small files", disk)
         self._bits = 0o666 & ~disk.umask
-        self._publication = Publication(context, folder, owner, conflict)
+        self.turn = Turn(context.turns)
+        self._publication = Publication(context, folder, owner, conflict, self.turn)
         self._file: BundledFile | None = None
         self._fd = -1
         self._at = 0
@@ -106,7 +108,8 @@ class LocalBundle:
 
     def publish(self, admit: Admit) -> list[Receipt | TdxError]:
         try:
-            return self._publication.run(self._kept, admit)
+            with self.turn:
+                return self._publication.run(self._kept, admit)
         except OSError as error:
             raise failure("small files cannot be published", error) from error
 

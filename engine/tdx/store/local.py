@@ -93,7 +93,13 @@ class LocalStore:
             self._destination = Destination(system, self._tree, self._names, receipts)
             self._bundles = Bundles(system, bundles, self._names, receipts)
             self._publishing = PublishContext(
-                system, self._tree, self._names, receipts, self._bundles, kind in SYNCED_AS_A_WHOLE
+                system,
+                self._tree,
+                self._names,
+                receipts,
+                self._bundles,
+                as_one=kind in SYNCED_AS_A_WHOLE,
+                turns=threading.Lock(),
             )
             self._resources = undo.pop_all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from tdx.errors import StorageError, TdxError
@@ -9,6 +10,7 @@ from tdx.integrity import MIN_EXTENT, Root
 from tdx.model import Conflict, Outcome, Owner, Receipt, Span, UploadSpec
 from tdx.store.memory_upload import MemoryUpload
 from tdx.store.port import Admit, BundledFile, Existing, Piece
+from tdx.store.turn import Turn
 
 
 class MemoryBundle:
@@ -28,6 +30,7 @@ class MemoryBundle:
         self._identical = identical
         self._staged: list[tuple[BundledFile, bytearray]] = []
         self._begun = False
+        self.turn = Turn(threading.Lock())
 
     def begin(self, file: BundledFile) -> None:
         self._staged.append((file, bytearray()))

@@ -17,6 +17,7 @@ from typing import Protocol
 from tdx.errors import TdxError
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
+from tdx.store.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,11 @@ class Bundle(Protocol):
 
     For one thread at a time: for each file :meth:`begin`, any number of :meth:`write`, then
     :meth:`keep` or :meth:`drop`; :meth:`publish` at most once, and :meth:`close` in any case.
+    Who makes many calls before :meth:`publish` had better make them in its ``turn``.
     """
+
+    @property
+    def turn(self) -> Turn: ...
 
     def begin(self, file: BundledFile) -> None:
         """The next file. NoSpace, StorageError."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import stat
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tdx.store.port import Admit, BundledFile
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.syscalls import UNSUPPORTED, System, failure
+from tdx.store.turn import Turn
 
 FEW: Final = 2
 """Up to this many directories are synced one by one, and names asked for; beyond, one more syncfs costs less,
@@ -56,7 +58,8 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class PublishContext:
-    """What every publication of a store works with. ``as_one``: its filesystem can be synced as a whole."""
+    """What every publication of a store works with. ``as_one``: its filesystem can be synced as a whole;
+    ``turns``: what :class:`Turn` is of."""
 
     system: System
     tree: Tree
@@ -64,13 +67,14 @@ class PublishContext:
     receipts: Receipts
     bundles: Bundles
     as_one: bool
+    turns: threading.Lock
 
 
 class Publication:
-    """Publishes what lies in ``folder``; used once."""
+    """Publishes what lies in ``folder``; used once, in its ``turn``."""
 
     def __init__(
-        self, context: PublishContext, folder: BundleFolder, owner: Owner, conflict: Conflict
+        self, context: PublishContext, folder: BundleFolder, owner: Owner, conflict: Conflict, turn: Turn
     ) -> None:
         self._context = context
         self._system = context.system
@@ -79,6 +83,7 @@ class Publication:
         self._folder = folder
         self._owner = owner
         self._conflict = conflict
+        self._turn = turn
         self._as_one = context.as_one
         self._results: dict[int, Receipt | TdxError] = {}
         self._unsynced: Unsynced = {}
@@ -99,9 +104,10 @@ class Publication:
                 waiting = self._round(waiting, listed=False)
             self._sync_names()
             found = [self._results[each.place] for each in files]
-            self._context.receipts.put_many(
-                [each for each in found if isinstance(each, Receipt)], lifetime=LIFETIME
-            )
+            with self._turn.aside():
+                self._context.receipts.put_many(
+                    [each for each in found if isinstance(each, Receipt)], lifetime=LIFETIME
+                )
         except (TdxError, OSError):
             if self._placed:
                 self.unfinished = True
@@ -209,7 +215,8 @@ class Publication:
             try:
                 if self._system.fstat(fd).st_size != file.size:
                     return False
-                digests = extent_digests(self._system, fd, MIN_EXTENT)
+                with self._turn.aside():
+                    digests = extent_digests(self._system, fd, MIN_EXTENT)
             finally:
                 self._system.close(fd)
         except (OSError, TdxError):
@@ -261,8 +268,9 @@ class Publication:
             # No sync has failed, so nothing is in doubt: a disk that is full may have room later.
             raise failure("small files cannot be made durable, and none was published", error) from error
         try:
-            if not self._sync_as_one():
-                self._sync_each(chosen, there)
+            with self._turn.aside():
+                if not self._sync_as_one():
+                    self._sync_each(chosen, there)
         except OSError as error:
             self._tree.synced(self._unsynced, failed=True)
             for each in (*there, *self._unsure):
@@ -335,14 +343,16 @@ class Publication:
     def _sync_directory(self, fd: int, placed: Sequence[Staged]) -> None:
         try:
             if placed:
-                self._system.fsync(fd)
+                with self._turn.aside():
+                    self._system.fsync(fd)
         except OSError as error:
             self._not_durable(placed, error)
 
     def _sync_names(self) -> None:
         if self._unsure:
             try:
-                self._system.syncfs(self._folder.lock)
+                with self._turn.aside():
+                    self._system.syncfs(self._folder.lock)
             except OSError as error:
                 self._not_durable(self._unsure, error)
 
