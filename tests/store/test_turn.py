@@ -15,17 +15,20 @@ class Lock:
     """One that can be had or not, and who asks for it waits no time."""
 
     def __init__(self, *, free: bool = True) -> None:
-        self.free = free
+        self._free = free
         self.waited: list[float] = []
 
     def acquire(self, timeout: float) -> bool:
         self.waited.append(timeout)
-        got, self.free = self.free, False
+        got, self._free = self._free, False
         return got
 
     def release(self) -> None:
-        assert not self.free
-        self.free = True
+        assert not self._free
+        self._free = True
+
+    def free(self) -> bool:
+        return self._free
 
 
 def turn_of(lock: Lock) -> Turn:
@@ -35,15 +38,15 @@ def turn_of(lock: Lock) -> Turn:
 def test_the_turn_is_ones_own_until_one_leaves_it() -> None:
     lock = Lock()
     with turn_of(lock):
-        assert not lock.free
-    assert lock.free
+        assert not lock.free()
+    assert lock.free()
 
 
 def test_who_fails_leaves_it_too() -> None:
     lock = Lock()
     with pytest.raises(ZeroDivisionError), turn_of(lock) as turn, turn.aside():
         raise ZeroDivisionError
-    assert lock.free
+    assert lock.free()
     assert len(lock.waited) == 2
 
 
@@ -51,16 +54,16 @@ def test_others_have_their_turn_while_one_is_aside() -> None:
     lock = Lock()
     with turn_of(lock) as turn:
         with turn.aside():
-            assert lock.free
+            assert lock.free()
             with turn_of(lock):
-                assert not lock.free
-        assert not lock.free
+                assert not lock.free()
+        assert not lock.free()
 
 
 def test_out_of_turn_aside_is_nothing() -> None:
     lock = Lock()
     with turn_of(lock).aside():
-        assert lock.free
+        assert lock.free()
     assert lock.waited == []
 
 
@@ -68,9 +71,9 @@ def test_who_has_waited_long_enough_goes_on_and_leaves_the_other_one_its_turn() 
     lock = Lock(free=False)
     with turn_of(lock) as turn:
         with turn.aside():
-            assert not lock.free
-        assert not lock.free
-    assert not lock.free
+            assert not lock.free()
+        assert not lock.free()
+    assert not lock.free()
     assert lock.waited == [PATIENCE]
 
 

@@ -407,6 +407,24 @@ def test_an_epoch_that_is_not_durable_is_not_told(upload: LocalUpload, system: O
 # --- writing ------------------------------------------------------------------------------
 
 
+def test_what_comes_in_one_piece_is_written_in_several(upload: LocalUpload, system: OnDisk) -> None:
+    written: list[tuple[int, int]] = []
+
+    def look(called: str, arguments: tuple[Any, ...]) -> None:
+        if called == "pwrite":
+            written.append((len(arguments[1]), arguments[2]))
+
+    system.before = look
+    size = 2 * datafile.WRITE_MOST + 3
+    upload.write_at(memoryview(DATA)[:size], 0)
+    system.heal()
+    assert written == [(datafile.WRITE_MOST, 0), (datafile.WRITE_MOST, datafile.WRITE_MOST), (3, size - 3)]
+    found = bytearray(size)
+    upload.read_at(memoryview(found), 0)
+    assert found == DATA[:size]
+    upload.close()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_no_space(upload: LocalUpload, system: OnDisk, code: int) -> None:
     system.fail("pwrite", code)

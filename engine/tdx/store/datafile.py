@@ -18,6 +18,10 @@ from tdx.store.syscalls import System, failure
 WRITEBACK_WINDOW: Final = 8 * MIB
 """Writing to disk is started each time a writer has filled one of these."""
 
+WRITE_MOST: Final = MIB // 2
+"""Bytes of one write. For a longer one ext4 may look for memory in pieces as long as that, which has taken
+three times as long as the rest of the write (docs/decisions/015-writes.md)."""
+
 SPACE_BYTES: Final = 16 * MIB
 """Free space is looked at each time an upload of unknown length has grown by this much."""
 
@@ -66,7 +70,7 @@ def write_full(system: System, fd: int, data: memoryview, offset: int, name: str
     try:
         while data:
             try:
-                done = system.pwrite(fd, data, offset)
+                done = system.pwrite(fd, data[:WRITE_MOST], offset)
             except InterruptedError:
                 continue
             if done == 0:
