@@ -407,7 +407,10 @@ def test_an_epoch_that_is_not_durable_is_not_told(upload: LocalUpload, system: O
 # --- writing ------------------------------------------------------------------------------
 
 
-def test_what_comes_in_one_piece_is_written_in_several(upload: LocalUpload, system: OnDisk) -> None:
+def test_what_comes_in_one_piece_is_written_in_several(
+    upload: LocalUpload, system: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datafile, "WRITE_MOST", EXTENT)
     written: list[tuple[int, int]] = []
 
     def look(called: str, arguments: tuple[Any, ...]) -> None:
@@ -415,10 +418,10 @@ def test_what_comes_in_one_piece_is_written_in_several(upload: LocalUpload, syst
             written.append((len(arguments[1]), arguments[2]))
 
     system.before = look
-    size = 2 * datafile.WRITE_MOST + 3
+    size = 2 * EXTENT + 3
     upload.write_at(memoryview(DATA)[:size], 0)
     system.heal()
-    assert written == [(datafile.WRITE_MOST, 0), (datafile.WRITE_MOST, datafile.WRITE_MOST), (3, size - 3)]
+    assert written == [(EXTENT, 0), (EXTENT, EXTENT), (3, 2 * EXTENT)]
     found = bytearray(size)
     upload.read_at(memoryview(found), 0)
     assert found == DATA[:size]
