@@ -15,8 +15,9 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
 from support.wire import Answer
-from tdx.model import Receipt, UploadId
+from tdx.model import FileName, Owner, Receipt, UploadId
 from tdx.store.local import LocalStore
+from tdx.store.port import Existing
 
 EXTENT = 4 << 20
 SIZE = 2 * EXTENT + 1000
@@ -82,6 +83,27 @@ def test_a_question_that_meets_the_publication_is_answered(tmp_path: Path) -> No
         new.put(receiver, 0, CONTENT, SIZE)
         meanwhile.append(lambda: new.commit(receiver, CONTENT))
         assert is_superseded(receiver.request("GET", old.target, headers=old.fields))
+
+
+def test_a_run_that_is_overtaken_before_it_has_its_answer_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+    """Or two runs would both be the newest."""
+    meanwhile: list[Callable[[], None]] = []
+
+    class Overtaken(LocalStore):
+        def look_alikes(self, owner: Owner, name: FileName, size: int) -> list[Existing]:
+            if meanwhile:
+                meanwhile.pop()()
+            return super().look_alikes(owner, name, size)
+
+    newer: list[Opened] = []
+    with running(tmp_path, make_store=lambda folder, state: Overtaken(folder, state, reserve=0)) as receiver:
+        open_upload(receiver, "f", SIZE)
+        # It is asked for before the upload is taken over, and once more before the answer.
+        meanwhile.append(lambda: newer.append(open_upload(receiver, "f", SIZE, RESUME)))
+        meanwhile.append(lambda: None)
+        older = open_upload(receiver, "f", SIZE, RESUME)
+        assert is_superseded(older.put(receiver, 0, CONTENT, SIZE))
+        assert newer[0].put(receiver, 0, CONTENT, SIZE).status == 200
 
 
 def test_epochs_outlive_the_receiver(receiver: RunningReceiver) -> None:

@@ -167,7 +167,7 @@ async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> 
     if answer is not None:
         return answer
     with _precondition(exchange):
-        session, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
+        session, _, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
         with session.in_use():
             try:
                 await session.receive_onward(exchange, 0)
@@ -243,7 +243,7 @@ async def _put_part(
         if answer is not None:
             return answer
         with _precondition(exchange):
-            session, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
+            session, _, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
     else:
         found = await receiver.sessions.find_sequential(exchange.identity.owner, name, length)
         if found is None:
@@ -302,7 +302,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     if existing is not None and spec.conflict is Conflict.ERROR and not same_size:
         raise Exists(f"{name} exists with another size")
     wish = exchange.headers("tdx-resume")
-    session, earlier = await receiver.sessions.open_for(
+    session, epoch, earlier = await receiver.sessions.open_for(
         spec,
         exchange.grant,
         resume=wish is not None and fields.parse_boolean(wish),
@@ -325,7 +325,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
             await receiver.workers.on_disk(session.upload.mark)
     document: dict[str, object] = {
         "id": session.id,
-        "epoch": session.upload.epoch,
+        "epoch": epoch,
         "extent_size": session.upload.spec.extent_size,
         "held": [[span.start, span.end] for span in session.upload.held],
         "part": PART,

@@ -49,9 +49,9 @@ class Sessions:
 
     async def open_for(
         self, spec: UploadSpec, grant: Grant, *, resume: bool, compares: bool = False
-    ) -> tuple[Session, UploadSpec | None]:
-        """A session for a new run of a push; with it, where that goes on from a partial,
-        the partial's specification as the earlier run left it.
+    ) -> tuple[Session, int, UploadSpec | None]:
+        """A session for a new run of a push, and the epoch that is this run's own, whoever comes later;
+        with it, where that goes on from a partial, the partial's specification as the earlier run left it.
 
         An earlier run of the same source is cut off first: with ``resume`` its upload is
         taken over under a new epoch, without it that upload is discarded. NoSpace where a new
@@ -66,15 +66,16 @@ class Sessions:
             for partial in partials:
                 if resume and partial.spec.length == spec.length:
                     try:
-                        return await self._take_over(partial.upload, spec), partial.spec
+                        return *await self._take_over(partial.upload, spec), partial.spec
                     except NotFound:
                         continue
                 await self._supersede(partial.upload, spec.owner)
             upload = await self._workers.on_disk(self.quotas.create, spec, grant, compares=compares)
             session = self._adopt(upload)
             session.admitted = not compares
+            epoch = upload.epoch
         await self._make_room(session)
-        return session, None
+        return session, epoch, None
 
     async def _partials_like(self, spec: UploadSpec) -> list[Partial]:
         """The partials that a new run of this push goes on from, or replaces."""
@@ -110,7 +111,7 @@ class Sessions:
         session = self._open.get(upload)
         return session is not None and session.busy
 
-    async def _take_over(self, upload: UploadId, spec: UploadSpec) -> Session:
+    async def _take_over(self, upload: UploadId, spec: UploadSpec) -> tuple[Session, int]:
         session = await self.get(upload, spec.owner)
         async with session.gate:
             if self._open.get(upload) is not session:
@@ -124,7 +125,7 @@ class Sessions:
             session.restarted()
             await self._workers.on_disk(session.upload.refresh, spec)
             session.recheck_early()
-            return session
+            return session, session.upload.epoch
 
     async def _supersede(self, upload: UploadId, owner: Owner) -> None:
         try:
