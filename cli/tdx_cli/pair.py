@@ -64,8 +64,10 @@ def command(
     from tdx.errors import ConfigError, UsageError
     from tdx.identity.tls import TlsIdentities
 
-    # A unit or a script that stops it gets the same as Ctrl-C: one line, and nothing trusted.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A unit or a script that stops it gets the same as Ctrl-C: one line, and nothing trusted. Ctrl-C itself
+    # has no handler where a shell started this in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if len(where) not in (0, 2):
         raise UsageError("tdx pair takes HOST:PORT and CODE, as the other machine printed them, or neither")
     if where and listen is not None:
