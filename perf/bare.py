@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import threading
+from itertools import pairwise
 
 HEAD = struct.Struct(">QQH")
 """Where the part begins and ends, and the length of the name that follows."""
@@ -66,7 +67,7 @@ def push(path: str, port: int) -> None:
                 start += os.sendfile(sock.fileno(), descriptor, start, end - start)
             acknowledged.append(sock.recv(1))
 
-    threads = [threading.Thread(target=send, args=part) for part in zip(ends, ends[1:], strict=False)]
+    threads = [threading.Thread(target=send, args=part) for part in pairwise(ends)]
     for thread in threads:
         thread.start()
     for thread in threads:
