@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -124,15 +124,16 @@ class Demo:
     # --- children --------------------------------------------------------------
 
     def _start(self, *arguments: str, stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-        # A session of its own: an interrupt from the terminal comes to the demonstration only.
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tdx_cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=self._env,
-            start_new_session=True,
-        )
-        self._undo.callback(_end, child)
+        return self._run([sys.executable, "-P", "-m", "tdx_cli", *arguments], stderr)
+
+    def _run(self, command: Sequence[str], stderr: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        # A session of its own: an interrupt from the terminal comes to the demonstration only. And one that
+        # comes while a child is made would leave it to nobody.
+        with _uninterrupted():
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, env=self._env, start_new_session=True
+            )
+            self._undo.callback(_end, child)
         return child
 
     def _serve(self) -> str:
@@ -194,11 +195,7 @@ class Demo:
         program = shutil.which("sha256sum")
         command = [program] if program else [sys.executable, "-c", _HASHLIB]
         digests: list[str] = []
-        children: list[subprocess.Popen[bytes]] = []
-        for path in (self._source, self._inbox / NAME):
-            child = subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE)
-            self._undo.callback(_end, child)
-            children.append(child)
+        children = [self._run([*command, str(path)]) for path in (self._source, self._inbox / NAME)]
         for child in children:
             output, _ = child.communicate()
             if child.returncode:
@@ -301,6 +298,23 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()
     return lines[-1] if lines else "it said nothing"
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Generator[None]:
+    """Signals that ask for the end are heard afterwards."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _as_interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
