@@ -25,11 +25,12 @@ PEERS := $(TEST_CACHE)/peers
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check test-deps test-tailnet perf-deps perf lock clean
+.PHONY: help demo test check soak test-deps test-tailnet perf-deps perf lock clean
 
 help:
 	@echo 'make demo          push 3 GiB, kill it halfway, resume it, compare  (DEMO_FLAGS="--size 100M")'
 	@echo 'make test          style, types, imports and tests                  (TEST_FLAGS="-k names")'
+	@echo 'make soak          hours of faults, kills and hostile input     (SOAK_FLAGS="-k power")'
 	@echo 'make test-deps     install the programs that tests call (root); where there is go, test-tailnet too'
 	@echo 'make test-tailnet  build the programs of a real tailnet into $(TAILNET)'
 	@echo 'make perf-deps     the programs that the benchmarks compare with: the same'
@@ -43,6 +44,10 @@ demo: $(VENV)/.package
 # pytest comes last, so that the output ends with its closing line.
 test: check
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report= --branch-floor=95 $(TEST_FLAGS)
+
+# The whole of those tests of which make test does a taste. What they did stands before pytest's closing line.
+soak: $(VENV)/.test $(VENV)/.package
+	$(BIN)/python -m pytest -n auto --soak $(SOAK_FLAGS)
 
 check: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check

@@ -1,14 +1,20 @@
-"""What every test shares: reproducible property tests, and the floor under the core's branch coverage."""
+"""What every test shares: reproducible property tests, runs that soak, and the floor under the core's
+branch coverage."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import coverage
 import pytest
 from coverage.exceptions import NoDataError
 from hypothesis import HealthCheck, settings
+
+from support.content import SEED
+from support.soak import Soak
 
 # Loaded machines make slow examples, which says nothing about the code. To look for new examples instead
 # of repeating the same ones, run with --hypothesis-profile=explore.
@@ -25,15 +31,37 @@ settings.load_profile("repeatable")
 
 CORE = ("proto", "policy", "ranges", "integrity", "store")
 FLOOR_KEY = pytest.StashKey[str]()
+SOAK_SECONDS = 3 * 3600.0
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Soak:
+    """How much of a test that can never have run enough is to be done now."""
+    made = Soak(bool(request.config.getoption("--soak")), record_property)
+    sys.stdout.write(f"{SEED}={made.seed}\n")  # shown where the test fails
+    return made
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", action="store_true", help="do the whole of the tests that soak, and no other ones"
+    )
     parser.addoption(
         "--branch-floor",
         type=float,
         metavar="PERCENT",
         help=f"with --cov, fail unless {', '.join(CORE)} together reach this coverage of branches",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        return
+    soaking = [item for item in items if "soak" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in soaking])
+    items[:] = soaking
+    for item in soaking:
+        item.add_marker(pytest.mark.timeout(SOAK_SECONDS), append=False)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,6 +86,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for key, figures in report.user_properties:
+                if key == "figures":
+                    terminalreporter.write_line(f"{report.nodeid}: {figures}")
     verdict = terminalreporter.config.stash.get(FLOOR_KEY, None)
     if verdict is not None:
         terminalreporter.write_line(verdict)
