@@ -237,6 +237,25 @@ def test_a_mark_covers_only_what_was_recorded_before_its_sync_began() -> None:
     assert set(state_of(journal).whole()) == {0}
 
 
+def test_a_rollback_leaves_what_the_last_mark_covers() -> None:
+    state = state_of(
+        [
+            Record.session(HERE),
+            Record.piece(piece(0)),
+            Record.piece(piece(1, 10)),
+            Record.mark(3),
+            Record.piece(piece(1)),
+            Record.piece(piece(2)),
+        ]
+    )
+    for record in state.rollback():
+        assert state.fits(record)
+        state.apply(record)
+    assert (set(state.whole()), state.tails(), state.recent()) == ({0}, {1: piece(1, 10)}, set())
+    state.apply(Record.session(OTHER_BOOT))
+    assert (set(state.whole()), state.tails()) == ({0}, {1: piece(1, 10)})
+
+
 def test_what_was_dropped_by_one_boot_is_not_brought_back_by_the_marks_of_the_next() -> None:
     journal = [
         Record.session(HERE),

@@ -19,6 +19,7 @@ from tdx.data.port import DescriptorSink
 from tdx.errors import Busy, NoSpace, NotFound, StorageError, UploadBusy
 from tdx.integrity import MIB, digest_of, extent_size_for, zero_digest
 from tdx.model import FileName, Span, UploadId, UploadSpec
+from tdx.ranges import RangeSet
 from tdx.store import datafile
 from tdx.store import upload as upload_module
 from tdx.store.datafile import WRITEBACK_WINDOW
@@ -338,6 +339,26 @@ def test_a_failed_sync_is_final(store: LocalStore, system: OnDisk, skip: int) ->
     upload.close()
     again = store.open(upload.id)
     send(again, DATA, range(1, 4))
+    publish(again, DATA)
+
+
+def test_after_a_failed_sync_an_extent_that_had_grown_is_held_as_far_as_the_last_mark(
+    store: LocalStore, system: OnDisk
+) -> None:
+    upload = store.create(spec(length=len(DATA)))
+    beginning = Span(0, 1000)
+    upload.write_at(memoryview(DATA)[:1000], 0)
+    upload.record(Piece(beginning, digest_of(DATA[:1000])))
+    upload.mark()
+    send(upload, DATA, range(2))
+    system.fail("fdatasync", errno.EIO)
+    with pytest.raises(StorageError):
+        upload.mark()
+    assert (upload.held, set(upload.tails)) == (RangeSet([beginning]), {0})
+    upload.close()
+    again = store.open(upload.id)
+    assert (again.held, again.tails[0].digest) == (RangeSet([beginning]), digest_of(DATA[:1000]))
+    send(again, DATA, range(4))
     publish(again, DATA)
 
 

@@ -201,6 +201,14 @@ class State:
         """Extents whose recorded bytes end after a file of ``size`` bytes."""
         return {index for index, entry in self._entries.items() if entry.piece.span.end > size}
 
+    def rollback(self) -> list[Record]:
+        """The records that take back what no mark covers, and leave what was there before it: the beginning
+        of an extent that has grown since."""
+        lost = self.recent()
+        records = [Record.invalidate(first, end) for first, end in runs(lost)]
+        records += [Record.piece(self._durable[index].piece) for index in sorted(lost & self._durable.keys())]
+        return [*records, Record.mark(self.count + len(records))]
+
     def known(self, index: int) -> bool:
         return index in self._entries or self.zeros.covers(Span(index, index + 1))
 

@@ -22,7 +22,7 @@ from tdx.store.datafile import DataFile
 from tdx.store.final_names import DirectoryNotDurable
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
-from tdx.store.journal import Record, runs
+from tdx.store.journal import Record
 from tdx.store.ledger import Ledger
 from tdx.store.port import Piece
 from tdx.store.publish import Destination
@@ -249,8 +249,7 @@ class LocalUpload:
                 self._gate.poison = poison
             with self._ledger.writing:
                 try:
-                    lost = runs(self._state.recent())
-                    self._ledger.append([Record.invalidate(first, end) for first, end in lost])
+                    self._ledger.append(self._state.rollback())
                     self._system.fdatasync(self._folder.journal)
                 except (TdxError, OSError):
                     self._ruined = True
