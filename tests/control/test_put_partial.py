@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from store.faulty import FaultySystem
 from support.datakit import pattern
-from support.receiving import RunningReceiver
+from support.receiving import RunningReceiver, local_store, running
 from support.wire import Answer, chunked, head
 
 EXTENT = 4 << 20
@@ -58,6 +60,28 @@ def test_parts_go_on_after_the_receiver_was_restarted(receiver: RunningReceiver)
     assert stands_at(receiver) == EXTENT + 77
     assert put_part(receiver, EXTENT + 77, SIZE).status == 201
     assert receiver.visible() == {"disk.img": CONTENT}
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_partial_that_is_whole_and_could_not_be_published_asks_for_its_last_extent_again(
+    tmp_path: Path, asks: bool
+) -> None:
+    # For curl an offset at the end of its file is the end of its work: it would send nothing and exit 0.
+    system = FaultySystem()
+    with running(tmp_path, make_store=local_store(system)) as receiver:
+        put_part(receiver, 0, EXTENT)
+        system.fail("rename_noreplace", errno.ENOSPC)
+        assert put_part(receiver, EXTENT, SIZE).status == 507
+        system.heal()
+        if asks:
+            assert stands_at(receiver) == 2 * EXTENT
+        else:
+            answer = put_part(receiver, SIZE - 1, SIZE)
+            assert (answer.status, answer.headers["upload-offset"]) == (409, str(2 * EXTENT))
+        receiver.restart()
+        assert put_part(receiver, 2 * EXTENT, SIZE).status == 201
+        assert receiver.visible() == {"disk.img": CONTENT}
+        assert receiver.staged() == []
 
 
 @pytest.mark.parametrize("start", [1, 999, 1001, EXTENT, SIZE - 1])

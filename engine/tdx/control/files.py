@@ -245,7 +245,7 @@ async def _put_part(
         with _precondition(exchange):
             session, _, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
     else:
-        found = await receiver.sessions.find_sequential(exchange.identity.owner, name, length)
+        found = await _partial_of(receiver, exchange, name, length)
         if found is None:
             raise OffsetMismatch(f"nothing of {name} is here yet", offset=0)
         session = found
@@ -259,6 +259,28 @@ async def _put_part(
         return await exchange.keep_posted(
             complete(receiver, exchange, session, claims_of(exchange, "repr-digest"))
         )
+
+
+async def _partial_of(
+    receiver: Receiver, exchange: Exchange, name: FileName, length: int | None
+) -> Session | None:
+    """The caller's own partial of this name (and length), which has something left to send.
+
+    One that is whole was about to be published when the receiver was killed, or when the disk failed. It
+    gives up its last extent: curl takes an offset at the end of its file for the end of its work.
+    """
+    owner, sessions = exchange.identity.owner, receiver.sessions
+    found = await sessions.find_sequential(owner, name, length)
+    if found is None or found.attended or not found.offset or found.offset != found.upload.spec.length:
+        return found
+    try:
+        async with sessions.alone(found.id, owner) as session:
+            if not session.attended:
+                last = (session.offset - 1) // session.upload.spec.extent_size
+                await receiver.workers.on_disk(session.upload.invalidate, [last])
+            return session
+    except NotFound:
+        return None  # it was published meanwhile
 
 
 async def complete(
@@ -350,7 +372,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
 async def stand(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """HEAD: how far the caller's own partial of this name has come."""
     name = exchange.grant.place(name)
-    session = await receiver.sessions.find_sequential(exchange.identity.owner, name, None)
+    session = await _partial_of(receiver, exchange, name, None)
     if session is None:
         raise NotFound(f"no partial of {name} from you")
     length = session.upload.spec.length

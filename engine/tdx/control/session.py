@@ -128,8 +128,13 @@ class Session:
         return "http" if self.upload.spec.source_id is None and self.upload.spec.key is None else "tdx"
 
     @property
+    def attended(self) -> bool:
+        """Whether some request is at it."""
+        return bool(self._users or self._writers)
+
+    @property
     def busy(self) -> bool:
-        return bool(self._users or self._writers) or self.gate.locked()
+        return self.attended or self.gate.locked()
 
     @contextlib.contextmanager
     def in_use(self) -> Generator[None]:
