@@ -15,7 +15,7 @@ from store.bundle_conformance import anything, outcomes, small
 from store.conformance import ME, content
 from store.faulty import FaultySystem, Stopped, WithoutRenameat2, WithoutSyncfs
 from store.killable import KillableStore
-from tdx.errors import NoSpace, StorageError, TdxError
+from tdx.errors import Busy, NoSpace, StorageError, TdxError
 from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import LIFETIME, UNFINISHED_AGE
@@ -99,6 +99,25 @@ def test_killed_before_any_step_every_file_is_absent_or_whole_and_comes_again_on
         machine.store.close()
         step += 1
     assert step > 40
+
+
+def test_what_cannot_be_compared_for_want_of_descriptors_is_refused_for_now_and_not_published_twice(
+    machine: Machine,
+) -> None:
+    machine.push({"a": b"one"})
+    bundle = machine.receive({"a": b"one"})
+
+    def want(name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "open" and arguments[0] == "a":
+            raise OSError(errno.EMFILE, "too many open files")
+
+    machine.system.before = want
+    (refused,) = bundle.publish(anything)
+    bundle.close()
+    assert isinstance(refused, Busy)
+    machine.system.heal()
+    assert outcomes(machine.push({"a": b"one"})) == [("identical", "a")]
+    assert machine.visible() == {"a": b"one"}
 
 
 @pytest.mark.parametrize("kind", [FaultySystem, WithoutSyncfs])

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tdx.errors import TdxError
+from tdx.errors import Busy, TdxError
 from tdx.integrity import MIN_EXTENT, Root
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
@@ -219,6 +219,8 @@ class Publication:
                     digests = extent_digests(self._system, fd, MIN_EXTENT)
             finally:
                 self._system.close(fd)
+        except Busy:
+            raise  # it can be read at another time
         except (OSError, TdxError):
             return False  # what cannot be read is not known to be identical to anything
         return digests == ([file.digest] if file.size else [])
