@@ -13,6 +13,7 @@ from tdx.control.connection import endpoint_of
 from tdx.control.conversations import Conversations
 from tdx.control.listeners import Listeners
 from tdx.control.receiver import Receiver
+from tdx.errors import TdxError
 from tdx.identity.port import Endpoint, Place
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class Server:
                     expired_at = loop.time()
                     for partial in await receiver.workers.on_disk(receiver.expire):
                         log.info("removed the abandoned upload %s of %s", partial.upload, partial.spec.name)
+            except TdxError as error:
+                log.warning("housekeeping: %s", error)
             except Exception:  # whatever it was, the next round must come
                 log.exception("housekeeping failed")
             await asyncio.sleep(HOUSEKEEPING_SECONDS)

@@ -162,16 +162,9 @@ class LocalStore:
 
     def _begin(self, folder: Folder, spec: UploadSpec) -> LocalUpload:
         ledger = Ledger(self._system, folder, spec, self._session)
-        ledger.forget(ledger.state.beyond(self._system.fstat(folder.data).st_size))
-        upload = LocalUpload(
-            self._system,
-            folder,
-            spec,
-            ledger,
-            DataFile(self._system, folder, spec.name, self._disk),
-            self._destination,
-            self._forget,
-        )
+        data = DataFile(self._system, folder, spec.name, self._disk)
+        ledger.forget(ledger.state.beyond(data.size()))
+        upload = LocalUpload(self._system, folder, spec, ledger, data, self._destination, self._forget)
         with self._lock:
             self._running[upload.id] = upload
         self._space.add(upload)
@@ -208,7 +201,10 @@ class LocalStore:
         return self._space.free()
 
     def is_present(self) -> bool:
-        return self._system.fstat(self._uploads.fd).st_nlink > 0
+        try:
+            return self._system.fstat(self._uploads.fd).st_nlink > 0
+        except OSError as error:
+            raise failure("the folder cannot be looked at", error) from error
 
     def staged_bytes(self) -> int:
         with self._lock:
