@@ -42,6 +42,20 @@ def soak(request: pytest.FixtureRequest, record_property: Callable[[str, object]
     return made
 
 
+class Impatient:
+    """Draws short waits, that double all the same: 0.0125 s, 0.025 s and so on."""
+
+    @staticmethod
+    def random() -> float:
+        return 0.05
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are soon followed by the next try."""
+    monkeypatch.setattr("tdx.control.client.random", Impatient)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", action="store_true", help="do the whole of the tests that soak, and no other ones"

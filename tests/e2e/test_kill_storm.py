@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from support.content import MIB, chosen_seed, random_file, sha256_of
+from support.content import MIB, random_file, sha256_of
 from support.processes import Processes, Push, Receiver, wait_until
+from support.soak import Soak
 
 pytestmark = pytest.mark.timeout(300)
-
-ROUNDS = 20
 
 LARGE = 96 * MIB
 ONE_EXTENT = 4 * MIB
@@ -59,13 +58,13 @@ class Moment:
 class Storm:
     """Rounds of pushing a file that is new each time, into a receiver whose folder is empty."""
 
-    def __init__(self, processes: Processes, receiver: Receiver, area: Path, size: int) -> None:
-        seed = chosen_seed()
-        sys.stdout.write(f"TDX_TEST_SEED={seed}\n")
-        dice = random.Random(seed)
-        self.moments = [Moment.thrown(dice, number) for number in range(ROUNDS)]
+    def __init__(self, soak: Soak, processes: Processes, receiver: Receiver, area: Path, size: int) -> None:
+        self.rounds = soak.rounds(12, 160)
+        dice = soak.dice
+        self.moments = [Moment.thrown(dice, number) for number in range(self.rounds)]
         self.size = size
         self.mid_transfer = 0
+        self._soak = soak
         self._processes = processes
         self._receiver = receiver
         self._content = random_file(area / "content", size).read_bytes()
@@ -108,19 +107,28 @@ class Storm:
         assert self._receiver.partials == []
         assert sha256_of(self._receiver.folder / self._source.name) == sha256_of(self._source)
 
+    def over(self) -> None:
+        """Enough of the strokes fell in the middle."""
+        self._soak.tell(
+            f"{self.rounds} rounds, {self.mid_transfer} killed in the middle of {self.size} bytes"
+        )
+        assert self.mid_transfer >= self.rounds // 5
+
     def _push(self, *flags: str) -> Push:
         return self._processes.push(self._source, self._receiver.address, "--resume", *flags)
 
 
 @pytest.fixture(params=[LARGE, ONE_EXTENT])
-def storm(request: pytest.FixtureRequest, processes: Processes, receiver: Receiver, area: Path) -> Storm:
-    return Storm(processes, receiver, area, request.param)
+def storm(
+    request: pytest.FixtureRequest, soak: Soak, processes: Processes, receiver: Receiver, area: Path
+) -> Storm:
+    return Storm(soak, processes, receiver, area, request.param)
 
 
 def test_a_sender_killed_at_any_moment_leaves_what_the_next_run_completes(
     storm: Storm, receiver: Receiver
 ) -> None:
-    for number in range(ROUNDS):
+    for number in range(storm.rounds):
         storm.start(number).kill()
         storm.struck()
         # Every other time the next run is there before the receiver is through with the last one.
@@ -129,11 +137,11 @@ def test_a_sender_killed_at_any_moment_leaves_what_the_next_run_completes(
         else:
             receiver.await_silence()
             storm.finish(receiver.held())
-    assert storm.mid_transfer >= ROUNDS // 5
+    storm.over()
 
 
 def test_a_receiver_killed_at_any_moment_is_continued_where_it_was(storm: Storm, receiver: Receiver) -> None:
-    for number in range(ROUNDS):
+    for number in range(storm.rounds):
         push = storm.start(number)
         receiver.kill()
         storm.struck()
@@ -148,4 +156,4 @@ def test_a_receiver_killed_at_any_moment_is_continued_where_it_was(storm: Storm,
         assert code == 0 or (code == 69 and push.last["sent_bytes"] == 0), push.log()
         assert push.last["sent_bytes"] <= storm.size + LOST_AT_MOST, push.log()
         storm.finish(None)
-    assert storm.mid_transfer >= ROUNDS // 5
+    storm.over()

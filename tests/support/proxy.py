@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +15,10 @@ from typing import Final
 from tdx.control.resolve import Peer
 
 PIECE: Final = 65536
+DELAY: Final = 0.02
+
+ENDING: Final = frozenset({"cut", "reset", "half-close", "stall"})
+"""Faults after which nothing more is forwarded."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,10 @@ class Fault:
     """What happens to one connection once ``after`` bytes have gone to the receiver.
 
     ``cut`` closes both ends, ``reset`` both with a reset, ``half-close`` tells the
-    receiver that nothing more will come, ``stall`` forwards nothing more. ``flip`` inverts a
-    byte there, and from there on one in each ``every`` bytes. ``lose-answers`` drops
-    what the receiver says from there on and closes when it has said something.
+    receiver that nothing more will come, ``stall`` forwards nothing more, ``delay`` only for
+    DELAY seconds. ``flip`` inverts a byte there, and from there on one in each ``every`` bytes.
+    ``lose-answers`` drops what the receiver says from there on and closes when it has said
+    something. ``duplicate`` sends all bytes up to there over a second connection too.
     """
 
     kind: str
@@ -72,6 +79,8 @@ class CuttingProxy:
             link = _Link(self, client, server, fault)
             self._run(link.there)
             self._run(link.back)
+            if fault is not None and fault.kind == "duplicate":
+                self._run(link.echo)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -98,6 +107,7 @@ class _Link:
         self._done = 0
         self._lock = threading.Lock()
         self._going = 2
+        self._copy: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def there(self) -> None:
         """Client to receiver."""
@@ -107,6 +117,7 @@ class _Link:
                     break
             else:
                 self._server.shutdown(socket.SHUT_WR)
+        self._copy.put(b"")
         self._ended()
 
     def _forward(self, data: bytes) -> bool:
@@ -114,12 +125,27 @@ class _Link:
         fault = self._fault
         if fault is not None and fault.kind == "flip":
             data = self._flipped(data, fault)
-        elif fault is not None and fault.kind != "lose-answers" and self._done + len(data) >= fault.after:
+        elif fault is not None and fault.kind in ENDING and self._done + len(data) >= fault.after:
             self._send(data[: fault.after - self._done])
             self._strike(fault.kind)
             return False
+        elif fault is not None and fault.kind == "delay" and 0 <= fault.after - self._done < len(data):
+            time.sleep(DELAY)
+        elif fault is not None and fault.kind == "duplicate" and self._done < fault.after:
+            self._copy.put(data[: fault.after - self._done])
         self._send(data)
         return True
+
+    def echo(self) -> None:
+        """What was copied, over a connection of its own, whose answers nobody reads to the end."""
+        with contextlib.suppress(OSError):
+            twin = socket.create_connection(("127.0.0.1", self._proxy.port), timeout=1.0)
+            with twin:
+                while data := self._copy.get():
+                    twin.sendall(data)
+                twin.shutdown(socket.SHUT_WR)
+                while twin.recv(PIECE):
+                    pass
 
     def _send(self, data: bytes) -> None:
         self._server.sendall(data)
