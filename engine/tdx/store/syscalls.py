@@ -168,7 +168,16 @@ class System:
         _call(_renameat2, src_dir_fd, os.fsencode(source), dst_dir_fd, os.fsencode(target), _RENAME_NOREPLACE)
 
     def listdir(self, fd: int) -> list[str]:
-        return os.listdir(fd)
+        """By a description of its own: threads that list by the same one miss entries, and btrfs lists
+        nothing that was made since it was opened or last rewound. Nothing is in a folder that is removed."""
+        try:
+            own = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        except FileNotFoundError:
+            return []
+        try:
+            return os.listdir(own)
+        finally:
+            os.close(own)
 
     def stat(self, path: str, *, dir_fd: int) -> os.stat_result:
         """Never follows a link."""
