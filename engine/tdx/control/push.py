@@ -16,7 +16,14 @@ from tdx.control.sending import MOST_STREAMS, OpenUpload, Sending, first_of
 from tdx.data.port import Cancel
 from tdx.data.send import choose_send
 from tdx.data.source import Source
-from tdx.errors import ExtentsDiffer, ProtocolError, StorageError, VerificationFailed
+from tdx.errors import (
+    ExtentsDiffer,
+    NotFound,
+    ProtocolError,
+    StorageError,
+    StorageUnusable,
+    VerificationFailed,
+)
 from tdx.integrity import Root, digest_of, extent_count, extent_size_for, extent_span, extents_of, zero_digest
 from tdx.model import Conflict, Outcome, Span
 from tdx.proto import fields
@@ -285,6 +292,11 @@ class FilePush:
         except StorageError as error:
             self._disk_failed = error
             raise
+        except NotFound as error:
+            if self._disk_failed is None:
+                raise
+            # It could not even note what its disk had lost, and gave the upload up.
+            raise StorageUnusable(self._disk_failed.message) from error
 
     async def _check_unchanged(self, digests: list[bytes]) -> None:
         """SourceChanged unless these are the digests of what the source was at one moment."""
