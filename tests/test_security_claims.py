@@ -1,4 +1,5 @@
-"""docs/security.md is held to the code: every claim has a test, and the names in it are the real ones."""
+"""docs/security.md and docs/wire-tests.md are held to the code: every claim has a test, and the names in them
+are the real ones."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from tdx.policy.rules import BUILT_IN, PROVIDERS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "security.md").read_text()
+WIRE = (ROOT / "docs" / "wire-tests.md").read_text()
 REFERENCE = re.compile(r"\[test: ([^\]]*)\]")
 TEST = re.compile(r"tests/[\w/]+\.py(?:::\w+){1,2}")
 
@@ -47,7 +49,7 @@ def exists(reference: str) -> bool:
     return (ROOT / path).is_file() and name in collected_from(ROOT / path)
 
 
-@pytest.mark.parametrize("claim", rows("claim"), ids=lambda claim: claim[0][:40])
+@pytest.mark.parametrize("claim", rows("claim") + rows("claim", WIRE), ids=lambda claim: claim[0][:40])
 def test_a_claim_has_a_test(claim: list[str]) -> None:
     assert len(claim) == 2, f"one claim and its tests, not {claim}"
     says, held_by = claim
@@ -56,10 +58,11 @@ def test_a_claim_has_a_test(claim: list[str]) -> None:
     assert REFERENCE.findall(held_by) != []
 
 
-def test_every_test_that_is_named_exists() -> None:
-    named = REFERENCE.findall(TEXT)
+@pytest.mark.parametrize("text", [TEXT, WIRE], ids=["security", "wire"])
+def test_every_test_that_is_named_exists(text: str) -> None:
+    named = REFERENCE.findall(text)
     assert len(named) > 50
-    assert TEXT.count("[test:") == len(named)
+    assert text.count("[test:") == len(named)
     assert [each for each in named if TEST.fullmatch(each) is None or not exists(each)] == []
 
 
@@ -76,6 +79,7 @@ def test_every_table_is_of_a_known_kind() -> None:
     headings = re.findall(r"(?m)^\| *([^|]*?) *\|.*\n\|[-: |]+\|$", TEXT)
     assert set(headings) == {"claim", "provider", "rule"}
     assert headings.count("claim") > 10
+    assert set(re.findall(r"(?m)^\| *([^|]*?) *\|.*\n\|[-: |]+\|$", WIRE)) == {"claim"}
 
 
 def test_the_providers_are_the_real_ones() -> None:

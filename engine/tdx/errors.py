@@ -9,6 +9,7 @@ problem ``type``), the HTTP ``status`` a receiver answers with, the
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar, Final
 
 PROBLEM_PREFIX: Final = "urn:tdx:problem:"
@@ -296,6 +297,22 @@ class DigestMismatch(TdxError):
     """A Content-Digest or Repr-Digest does not fit the bytes (RFC 9530); nothing is kept."""
 
     code, status, exit_code, permanent = "digest-mismatch", 400, 65, True
+
+
+def of_disk(what: str, error: OSError) -> TdxError:
+    """The error of the tree for a call to the receiver's disk that failed; ``what`` begins its message."""
+    code = error.errno
+    if code == errno.ENOSPC:
+        return NoSpace(f"{what}: no space left on the receiver's disk (or no inodes)")
+    if code == errno.EDQUOT:
+        return NoSpace(f"{what}: the receiver's quota on its disk is used up")
+    if code == errno.EFBIG:
+        return TooLarge(f"{what}: so large a file is not taken by the receiver's filesystem, or its limits")
+    if code == errno.EROFS:
+        return StorageUnusable(f"{what}: the receiver's filesystem is read-only; see what its log says of it")
+    if code in (errno.EMFILE, errno.ENFILE):
+        return Busy(f"{what}: the receiver has too many files open; try again later")
+    return StorageError(f"{what}: {error.strerror or error}")
 
 
 def leaves(root: type[TdxError] = TdxError) -> list[type[TdxError]]:

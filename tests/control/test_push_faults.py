@@ -12,7 +12,7 @@ import pytest
 from store.faulty import FaultySystem
 from support.datakit import pattern
 from support.proxy import Fault, always, at_random, mistreating, once
-from support.receiving import RunningReceiver, in_background, local_store, push, running
+from support.receiving import RunningReceiver, in_background, local_store, push, push_stream, running
 from support.vouching import Vouching
 from tdx.control.progress import Tally
 from tdx.control.resolve import Peer
@@ -21,6 +21,7 @@ from tdx.errors import (
     ConnectionLost,
     NoSpace,
     Stalled,
+    StorageError,
     Superseded,
     TdxError,
     Unreachable,
@@ -318,6 +319,26 @@ class TestDisk:
             push(receiver.peer, source, tmp_path / "sender")
             assert next(failures, None) is None
             assert receiver.visible() == {"disk.img": CONTENT}
+
+    def test_a_disk_that_goes_on_failing_is_what_the_push_says_it_failed_for(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        system = FaultySystem()
+        with running(tmp_path, make_store=local_store(system)) as receiver:
+
+            def fail(name: str, arguments: tuple[object, ...]) -> None:
+                if name == "fsync" and os.readlink(f"/proc/self/fd/{arguments[0]}").endswith("/data"):
+                    raise OSError(5, "Input/output error")
+
+            system.before = fail
+            with pytest.raises(StorageError, match=r"failed to make data durable: Input/output error"):
+                push(receiver.peer, source, tmp_path / "sender")
+            with (
+                source.open("rb") as content,
+                pytest.raises(StorageError, match=r"failed to make data durable: Input/output error"),
+            ):
+                push_stream(receiver.peer, content.fileno(), tmp_path / "sender", name="stream")
+            assert receiver.visible() == {}
 
 
 def test_an_error_of_the_wire_is_one_of_ours(source: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tdx.control.workers import Workers, run_joined
+from tdx.errors import Busy
 
 
 @pytest.fixture
@@ -48,6 +49,21 @@ async def test_a_failure_of_the_work_reaches_its_caller(pool: ThreadPoolExecutor
 
     with pytest.raises(ZeroDivisionError):
         await run_joined(pool, work, lambda: None)
+
+
+async def test_work_for_which_no_thread_can_be_started_is_busy_and_never_done_later(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(Busy, match="can't start new thread"):
+            await run_joined(pool, lambda: done.append("given up"), lambda: None)
+    await run_joined(pool, lambda: done.append("after"), lambda: None)
+    assert done == ["after"]
 
 
 async def test_long_work_does_not_keep_short_work_waiting() -> None:

@@ -143,9 +143,71 @@ def test_a_database_that_fails_is_a_storage_error(tmp_path: Path) -> None:
         receipts.put(receipt(1), lifetime=10)
 
 
-def test_what_is_no_database_is_a_configuration_error(tmp_path: Path) -> None:
-    (tmp_path / "receipts.sqlite3").write_bytes(b"this is not SQLite" * 100)
-    with pytest.raises(ConfigError):
+def _filled(state: Path) -> Path:
+    """A database of some pages, closed well."""
+    receipts = Receipts(state, "store")
+    receipts.put_many([receipt(number, key=str(number)) for number in range(500)], lifetime=10)
+    receipts.close()
+    return state / "receipts.sqlite3"
+
+
+@pytest.mark.parametrize("damage", ["no database", "cut short", "a page overwritten", "a header overwritten"])
+def test_a_broken_database_is_put_aside_and_begun_anew(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = _filled(tmp_path)
+    content = bytearray(file.read_bytes())
+    if damage == "no database":
+        content[:] = b"this is not SQLite" * 100
+    elif damage == "cut short":
+        del content[3 * 4096 :]
+    elif damage == "a page overwritten":
+        content[5 * 4096 : 6 * 4096] = b"garbage!" * 512
+    else:
+        content[16:100] = bytes(84)
+    file.write_bytes(content)
+    receipts = Receipts(tmp_path, "store")
+    assert receipts.get(UploadId(f"{1:032x}")) is None
+    receipts.put(receipt(1), lifetime=10)
+    receipts.close()
+    receipts = Receipts(tmp_path, "store")
+    assert receipts.get(UploadId(f"{1:032x}")) == receipt(1)
+    receipts.close()
+    (aside,) = tmp_path.glob("receipts.sqlite3.broken-*")
+    assert aside.read_bytes() == content
+    assert f"the receipts are broken ({_reason(caplog)}): they begin anew; the old ones are in {aside}" in (
+        caplog.messages
+    )
+
+
+def _reason(caplog: pytest.LogCaptureFixture) -> str:
+    (message,) = caplog.messages
+    return message.partition("(")[2].rpartition("):")[0]
+
+
+def test_receivers_that_find_a_broken_database_at_the_same_moment_share_the_new_one(tmp_path: Path) -> None:
+    _filled(tmp_path).write_bytes(b"this is not SQLite" * 100)
+    program = (
+        "import sys, pathlib; from tdx.store.receipts import Receipts\n"
+        "receipts = Receipts(pathlib.Path(sys.argv[1]), 'store'); receipts.expire(0); print(receipts.files())"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env={"PYTHONPATH": ":".join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    ends = [(*each.communicate(), each.returncode) for each in running]
+    assert [(out, code) for out, _, code in ends] == [(b"[]\n", 0)] * 4, ends
+    assert len(list(tmp_path.glob("receipts.sqlite3.broken-*"))) == 1
+
+
+def test_a_state_directory_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "receipts.sqlite3").mkdir()
+    with pytest.raises(ConfigError, match="the receipts cannot be kept there"):
         Receipts(tmp_path, "store")
 
 
@@ -155,7 +217,8 @@ def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_t
     Receipts(tmp_path, "store").close()
     receipts = Receipts(tmp_path, "store")
     (tmp_path / "receipts.sqlite3").write_bytes(b"garbage" * 10_000)
-    with pytest.raises(StorageUnusable, match=r"receipts\.sqlite3 cannot be used.*move the file away"):
+    receipts._database.execute("PRAGMA shrink_memory")  # nothing is answered from memory
+    with pytest.raises(StorageUnusable, match=r"receipts\.sqlite3 cannot be used.*restart the receiver"):
         receipts.get(UploadId(f"{1:032x}"))
     assert StorageUnusable.permanent
     receipts.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tdx.errors import NoSpace, StorageError
+from tdx.errors import Busy, NoSpace, StorageError, StorageUnusable, TdxError, TooLarge
 from tdx.store import syscalls
 from tdx.store.syscalls import System, failure
 
@@ -122,3 +122,21 @@ def test_a_full_disk_is_told_from_a_failing_one() -> None:
         assert isinstance(failure("f", OSError(code, "full")), NoSpace)
     assert isinstance(failure("f", OSError(errno.EIO, "broken")), StorageError)
     assert failure("f", OSError("no number")).message == "f: no number"
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "says"),
+    [
+        (errno.EDQUOT, NoSpace, "quota"),
+        (errno.EFBIG, TooLarge, "so large a file"),
+        (errno.EROFS, StorageUnusable, "read-only"),
+        (errno.EMFILE, Busy, "too many files open"),
+    ],
+)
+def test_what_is_wrong_with_a_disk_is_named_and_permanent_unless_it_passes(
+    code: int, error: type[TdxError], says: str
+) -> None:
+    found = failure("f", OSError(code, os.strerror(code)))
+    assert type(found) is error
+    assert says in found.message
+    assert found.permanent == (error is not Busy)

@@ -110,6 +110,23 @@ def test_a_mark_is_made_when_enough_time_has_passed(upload: LocalUpload, system:
     upload.close()
 
 
+def test_a_mark_for_which_no_thread_can_be_started_is_made_later(
+    upload: LocalUpload, system: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    begun = marked(system)
+    system.now += 30
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        send(upload, DATA, range(1))
+    assert not begun.is_set()
+    send(upload, DATA, range(1, 2))
+    assert begun.wait(60)
+    upload.close()
+
+
 def test_a_mark_covers_only_what_was_recorded_before_its_sync_began(tmp_path: Path) -> None:
     system = OnDisk()
     store = LocalStore(tmp_path / "inbox", tmp_path / "state", system=system)

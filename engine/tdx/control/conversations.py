@@ -177,6 +177,11 @@ class Conversations:
             else:
                 self._receiver.metrics.refused.add(1, (error.code,))
             return problem_response(error)
+        except MemoryError:
+            log.warning("no memory for %s %s", exchange.head.method, label_of(exchange.head.target))
+            busy = Busy("the receiver is out of memory; try again later")
+            self._receiver.metrics.refused.add(1, (busy.code,))
+            return problem_response(busy)
         except Exception:
             log.exception("%s %s failed", exchange.head.method, label_of(exchange.head.target))
             return problem_response(TdxError("the receiver failed; its log says why"))

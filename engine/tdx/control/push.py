@@ -16,7 +16,14 @@ from tdx.control.sending import MOST_STREAMS, OpenUpload, Sending, first_of
 from tdx.data.port import Cancel
 from tdx.data.send import choose_send
 from tdx.data.source import Source
-from tdx.errors import ExtentsDiffer, ProtocolError, VerificationFailed
+from tdx.errors import (
+    ExtentsDiffer,
+    NotFound,
+    ProtocolError,
+    StorageError,
+    StorageUnusable,
+    VerificationFailed,
+)
 from tdx.integrity import Root, digest_of, extent_count, extent_size_for, extent_span, extents_of, zero_digest
 from tdx.model import Conflict, Outcome, Span
 from tdx.proto import fields
@@ -72,6 +79,8 @@ class FilePush:
         self._whole: list[tuple[str, str]] = []
         """The field with the digest of the whole file, once it is known."""
         self._log: DigestLog
+        self._disk_failed: StorageError | None = None
+        """What a commit that met a failing disk was answered: it makes the receiver ask for repairs."""
         tally.total = source.length
 
     async def run(self) -> PushResult:
@@ -204,7 +213,8 @@ class FilePush:
                 return await self._client.persist(lambda: self._commit(upload, []), self._tally)
             except ExtentsDiffer as difference:
                 if self._machine.handle(PushEvent.DIFFER) is PushState.FAILED:
-                    raise VerificationFailed(f"{self._name}: the receiver keeps asking for repairs") from None
+                    in_vain = VerificationFailed(f"{self._name}: the receiver keeps asking for repairs")
+                    raise self._disk_failed or in_vain from None
                 missing, held = self._spans_of(difference.extents), []
 
     async def _send_and_hash(self, upload: OpenUpload, missing: RangeSet, unknown: list[int]) -> None:
@@ -269,18 +279,24 @@ class FilePush:
             self._whole = [("Repr-Digest", fields.format_digest(algorithm, value))]
 
     async def _commit(self, upload: OpenUpload, extra: list[tuple[str, str]]) -> Answer:
-        return await self._client.request(
-            "POST",
-            upload.target + "/commit",
-            [
-                *upload.fields,
-                *extra,
-                *self._whole,
-                ("Upload-Length", str(self._length)),
-                ("Content-Type", "application/octet-stream"),
-            ],
-            b"".join(self._all_digests()),
-        )
+        request = [
+            *upload.fields,
+            *extra,
+            *self._whole,
+            ("Upload-Length", str(self._length)),
+            ("Content-Type", "application/octet-stream"),
+        ]
+        digests = b"".join(self._all_digests())
+        try:
+            return await self._client.request("POST", upload.target + "/commit", request, digests)
+        except StorageError as error:
+            self._disk_failed = error
+            raise
+        except NotFound as error:
+            if self._disk_failed is None:
+                raise
+            # It could not even note what its disk had lost, and gave the upload up.
+            raise StorageUnusable(self._disk_failed.message) from error
 
     async def _check_unchanged(self, digests: list[bytes]) -> None:
         """SourceChanged unless these are the digests of what the source was at one moment."""

@@ -14,7 +14,7 @@ from tdx.control.push_whole import put_buffer, put_whole
 from tdx.control.sending import OpenUpload
 from tdx.data.port import Cancel
 from tdx.data.stream import read_block
-from tdx.errors import ExtentsDiffer, TdxError, UsageError, VerificationFailed
+from tdx.errors import ExtentsDiffer, StorageError, TdxError, UsageError, VerificationFailed
 from tdx.integrity import ALGORITHM, UNKNOWN_LENGTH_EXTENT, Root, cut, digest_of, extent_size_for
 from tdx.model import Conflict, Outcome, Span
 from tdx.proto.fields import ContentRange, format_content_range, format_digest
@@ -48,6 +48,8 @@ class StreamPush:
         self._tally = tally
         self._cancel = Cancel()
         self._digests: list[bytes] = []
+        self._disk_failed: StorageError | None = None
+        """What a commit that met a failing disk was answered: the next one finds that extents are lost."""
 
     async def run(self) -> PushResult:
         """Push until the end of the input; the result once it is durable."""
@@ -149,7 +151,11 @@ class StreamPush:
             return await self._client.request(
                 "POST", upload.target + "/commit", fields, b"".join(self._digests)
             )
+        except StorageError as error:
+            self._disk_failed = error
+            raise
         except ExtentsDiffer as difference:
-            raise VerificationFailed(
+            lost = VerificationFailed(
                 f"the receiver lost extents {difference.extents}, and the input cannot be read twice"
-            ) from None
+            )
+            raise self._disk_failed or lost from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+from tdx.errors import Busy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,9 +18,9 @@ async def run_joined(executor: Executor, work: Callable[[], T], wake: Callable[[
     however often, calls ``wake`` once and goes on being cancelled when the thread is done.
 
     What the work uses (a socket, a descriptor, a claim) may so be closed by its owner as
-    soon as this has returned or raised.
+    soon as this has returned or raised. Busy where no thread can be started for it.
     """
-    future = asyncio.get_running_loop().run_in_executor(executor, work)
+    future = asyncio.wrap_future(_submitted(executor, work))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -31,6 +33,27 @@ async def run_joined(executor: Executor, work: Callable[[], T], wake: Callable[[
         if not future.cancelled():
             future.exception()  # looked at: nobody else will
         raise
+
+
+def _submitted(executor: Executor, work: Callable[[], T]) -> Future[T]:
+    """The future of ``work``, which is given to a thread or, where this raises, never done. (An executor that
+    cannot start a thread says so and keeps the work in its queue, for whichever thread comes by later.)"""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        executor.submit(run).add_done_callback(lambda submitted: submitted.cancelled() and future.cancel())
+    except RuntimeError as error:
+        if future.cancel():
+            raise Busy(f"no thread is free for this: {error}; try again later") from error
+    return future
 
 
 class Workers:

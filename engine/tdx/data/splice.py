@@ -18,7 +18,7 @@ from tdx.data.buffers import BUFFERS
 from tdx.data.port import BUFFER, Body, Cancel, DescriptorSink, RawBody, ReceiveHooks, Sink, Slot
 from tdx.data.receive import BufferedReceive
 from tdx.data.slots import SlotLedger
-from tdx.errors import ConnectionLost, NoSpace, StorageError, TdxError
+from tdx.errors import ConnectionLost, StorageError, of_disk
 from tdx.integrity import Hasher, new_hasher
 from tdx.model import Stages
 
@@ -161,7 +161,7 @@ class _Run:
                 n = os.splice(self._outlet, self._sink.descriptor, end - at, offset_dst=at)
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
-                    raise _storage_error(error) from error
+                    raise of_disk("what is being received cannot be written", error) from error
                 # The file takes no splice: what the pipe holds goes the ordinary way.
                 self._spliceable = False
                 data = os.read(self._outlet, end - at)
@@ -182,9 +182,3 @@ class _Run:
         self.stages.read += read - started
         self.stages.hash += perf_counter() - read
         self._ledger.advanced(slot, at + size, hasher)
-
-
-def _storage_error(error: OSError) -> TdxError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace("no space left for what is being received")
-    return StorageError(f"cannot write what is being received: {error.strerror}")

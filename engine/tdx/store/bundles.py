@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -109,7 +108,6 @@ class Bundles:
         self._system = system
         self._names = names
         self._receipts = receipts
-        self._listing = threading.Lock()
         self._unrecorded: set[str] = set()
         self.fd = fd
 
@@ -155,8 +153,7 @@ class Bundles:
         cannot be recovered stays for the next time."""
         stored: list[Receipt] = []
         try:
-            with self._listing:
-                found = self._system.listdir(self.fd)
+            found = self._system.listdir(self.fd)
         except OSError as error:
             log.warning("the bundles cannot be listed: %s", error)
             return stored

@@ -10,15 +10,21 @@ store folder. Safe between threads (one connection under a lock) and between pro
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import sqlite3
 import threading
+import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+
+log = logging.getLogger(__name__)
 
 MOST_PATHS: Final = 8
 """Earlier copies of one name that are compared with what is being pushed again."""
@@ -105,19 +111,8 @@ class Receipts:
         self._lock = threading.Lock()
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = sqlite3.connect(
-                self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = FULL")
-                self._database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-                self._database.execute(f"PRAGMA wal_autocheckpoint = {_LOGGED_PAGES}")
-                self._database.executescript(_SCHEMA)
-            except BaseException:
-                self._database.close()
-                raise
-        except (OSError, sqlite3.Error) as error:
+            self._database = _open_or_replaced(self._path)
+        except (OSError, sqlite3.Error, _Broken) as error:
             raise ConfigError(f"{state}: the receipts cannot be kept there: {error}") from error
 
     def put(self, receipt: Receipt, *, lifetime: float) -> None:
@@ -224,5 +219,53 @@ class Receipts:
             except sqlite3.Error as error:
                 # Not a database any more, or a broken one: no other try will go better.
                 raise StorageUnusable(
-                    f"the receipts in {self._path} cannot be used: {error}; move the file away and restart"
+                    f"the receipts in {self._path} cannot be used: {error}; restart the receiver, "
+                    "which puts them aside"
                 ) from error
+
+
+class _Broken(Exception):
+    """What should be the database is none, or not a whole one."""
+
+
+def _open_or_replaced(path: Path) -> sqlite3.Connection:
+    """The database; a broken one is put aside for a new one. What is lost with it is little
+    (``docs/store.md``), and without it nothing could be received until somebody came to see."""
+    try:
+        return _open(path)
+    except _Broken:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        try:
+            return _open(path)  # another process has made it anew
+        except _Broken as error:
+            aside = path.with_name(f"{path.name}.broken-{time.time_ns()}")
+            log.warning("the receipts are broken (%s): they begin anew; the old ones are in %s", error, aside)
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+        return _open(path)
+    finally:
+        os.close(folder)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """_Broken, or another sqlite3.Error."""
+    database = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        database.execute(f"PRAGMA wal_autocheckpoint = {_LOGGED_PAGES}")
+        # Looks at a hundred thousand receipts in 0.1 s.
+        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise _Broken(verdict)
+        database.executescript(_SCHEMA)
+    except BaseException as error:
+        database.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise _Broken(str(error)) from error
+        raise
+    return database

@@ -16,7 +16,7 @@ import time
 from functools import cache
 from typing import Any, Final
 
-from tdx.errors import Busy, NoSpace, StorageError, TdxError
+from tdx.errors import of_disk
 
 TMPFS: Final = 0x01021994
 RAMFS: Final = 0x858458F6
@@ -40,8 +40,6 @@ SYNCED_AS_A_WHOLE: Final = IN_MEMORY | {EXT, XFS, F2FS, BTRFS}
 what could not be written. Others may not pass it on to what lies below them (FUSE, overlayfs)."""
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
@@ -86,13 +84,8 @@ def _call(function: Any, *arguments: Any) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def failure(what: str, error: OSError) -> TdxError:
-    """The error of the tree for a failed call; ``what`` begins its message."""
-    if error.errno in NO_SPACE:
-        return NoSpace(f"{what}: no space left on the receiver's disk")
-    if error.errno in OUT_OF_DESCRIPTORS:
-        return Busy(f"{what}: the receiver has too many files open; try again later")
-    return StorageError(f"{what}: {error.strerror or error}")
+failure = of_disk
+"""The error of the tree for a failed call."""
 
 
 class System:
@@ -175,7 +168,16 @@ class System:
         _call(_renameat2, src_dir_fd, os.fsencode(source), dst_dir_fd, os.fsencode(target), _RENAME_NOREPLACE)
 
     def listdir(self, fd: int) -> list[str]:
-        return os.listdir(fd)
+        """By a description of its own: threads that list by the same one miss entries, and btrfs lists
+        nothing that was made since it was opened or last rewound. Nothing is in a folder that is removed."""
+        try:
+            own = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        except FileNotFoundError:
+            return []
+        try:
+            return os.listdir(own)
+        finally:
+            os.close(own)
 
     def stat(self, path: str, *, dir_fd: int) -> os.stat_result:
         """Never follows a link."""

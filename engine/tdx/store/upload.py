@@ -162,10 +162,11 @@ class LocalUpload:
             with self._lock:
                 self._gathered += len(piece.span)
                 if self._background is None and self._mark_is_due():
-                    self._background = threading.Thread(
-                        target=self._mark_in_background, name="tdx-mark", daemon=True
-                    )
-                    self._background.start()
+                    marking = threading.Thread(target=self._mark_in_background, name="tdx-mark", daemon=True)
+                    # Where no thread can be started, the next record tries again.
+                    with contextlib.suppress(RuntimeError):
+                        marking.start()
+                        self._background = marking
 
     @contextlib.contextmanager
     def _appending(self) -> Generator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -26,15 +25,12 @@ class Uploads:
 
     def __init__(self, system: System, fd: int) -> None:
         self._system = system
-        self._listing = threading.Lock()
         self.fd = fd
 
     def ids(self) -> list[UploadId]:
         """Every folder that may be an upload's, in stable order. StorageError."""
         try:
-            # Threads that list through one descriptor at once share their place in it, and miss entries.
-            with self._listing:
-                names = self._system.listdir(self.fd)
+            names = self._system.listdir(self.fd)
         except OSError as error:
             raise failure("the uploads cannot be listed", error) from error
         return [UploadId(name) for name in sorted(names) if is_upload_id(name)]
