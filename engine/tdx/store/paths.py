@@ -119,23 +119,26 @@ class Tree:
 
     def _enter(self, fd: int, folder: str, name: str, make: bool, unsynced: Unsynced | None) -> int:
         try:
-            inner = self._open(fd, folder)
-        except FileNotFoundError:
-            if not make:
+            try:
+                inner = self._open(fd, folder)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                self._make(fd, folder, name)
+                inner = self._open(fd, folder)
+            try:
+                found = self._system.fstat(inner)
+                if found.st_dev != self.device:
+                    raise BadName(f"{name}: {folder} is on another filesystem than the receiver's folder")
+                if make:
+                    self._make_durable(fd, folder, inner, found.st_ino, unsynced)
+            except BaseException:
+                self._system.close(inner)
                 raise
-            self._make(fd, folder, name)
-            inner = self._open(fd, folder)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise _refusal(name, folder, error) from error
-        try:
-            found = self._system.fstat(inner)
-            if found.st_dev != self.device:
-                raise BadName(f"{name}: {folder} is on another filesystem than the receiver's folder")
-            if make:
-                self._make_durable(fd, folder, inner, found.st_ino, unsynced)
-        except BaseException:
-            self._system.close(inner)
-            raise
         return inner
 
     def _open(self, fd: int, folder: str) -> int:
