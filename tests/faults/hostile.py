@@ -180,7 +180,7 @@ HOSTILE: dict[Act, int] = {
     a_head_that_trickles: 30,
     a_body_that_trickles: 50,
     a_body_that_stops: 15,
-    nothing_at_all: 45,
+    nothing_at_all: 60,
     answers_never_read: 10,
     a_head_that_ends_halfway: 3,
     a_body_that_ends_halfway: 4,

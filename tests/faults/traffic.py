@@ -88,6 +88,8 @@ class Traffic:
     """Bytes of files that arrived and were right."""
     wrong: list[str] = field(default_factory=list)
     over: bool = False
+    held_up: float = 0.0
+    """Seconds that the clients themselves were kept from running at most, by the machine's other work."""
     _names: itertools.count[int] = field(default_factory=itertools.count)
 
     def new_name(self, kind: str) -> str:
@@ -140,7 +142,11 @@ class Traffic:
             return [asyncio.ensure_future(live(*client)) for client in clients]
 
         wicked, good = started(hostile, self._be_hostile), started(honest, self._be_honest)
-        await asyncio.sleep(seconds)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (now := loop.time()) < end:
+            await asyncio.sleep(0.1)
+            self.held_up = max(self.held_up, loop.time() - now - 0.1)
         self.over = True
         await asyncio.gather(*good)
         for task in wicked:
@@ -148,13 +154,14 @@ class Traffic:
         await asyncio.gather(*wicked, return_exceptions=True)
 
     async def _be_honest(self, act: Act, number: int) -> None:
-        chance = random.Random(self.seed + number)
+        chance, loop = random.Random(self.seed + number), asyncio.get_running_loop()
         while not self.over:
+            begun = loop.time()
             try:
                 async with asyncio.timeout(PATIENCE):
                     await act(self, chance, number)
             except Exception as error:  # whatever it is, an honest client should not have met it
-                self.wrong.append(f"{act.__name__}: {error!r}")
+                self.wrong.append(f"{act.__name__}, after {loop.time() - begun:.1f} s: {error!r}")
             self.counts["honest acts"] += 1
 
     async def _be_hostile(self, act: Act, number: int) -> None:
