@@ -134,6 +134,35 @@ def test_a_wrong_number_of_digests_is_refused(receiver: RunningReceiver, count: 
     assert upload.commit(receiver, CONTENT).status == 200
 
 
+def test_a_commit_of_more_digests_than_the_upload_can_have_is_refused_before_they_come(
+    receiver: RunningReceiver,
+) -> None:
+    upload = sent(receiver)
+    with receiver.connect() as wire:
+        fields = {**upload.fields, "Upload-Length": SIZE, "Content-Length": 16 << 20}
+        wire.send(head("POST", upload.target + "/commit", fields))
+        answer = wire.answer()
+        assert (answer.status, answer.problem) == (413, "too-large")
+    assert upload.commit(receiver, CONTENT).status == 200
+
+
+def test_a_commit_of_no_upload_is_refused_before_its_digests_come(receiver: RunningReceiver) -> None:
+    with receiver.connect() as wire:
+        fields = {"Tdx-Epoch": 1, "Upload-Length": SIZE, "Content-Length": 16 << 20}
+        wire.send(head("POST", f"/uploads/{'0' * 32}/commit", fields))
+        assert wire.answer().status == 404
+
+
+def test_an_upload_of_unknown_length_takes_as_many_digests_as_its_length_needs(
+    receiver: RunningReceiver,
+) -> None:
+    upload = open_upload(receiver, "f", None)
+    content = pattern(2 * upload.extent_size + 5)
+    assert upload.put(receiver, 0, content, None).status == 200
+    assert upload.commit(receiver, content).status == 200
+    assert receiver.visible() == {"f": content}
+
+
 def test_a_digest_cut_short_is_refused(receiver: RunningReceiver) -> None:
     upload = sent(receiver)
     assert upload.commit(receiver, CONTENT, digests=[bytes(15)]).status == 400

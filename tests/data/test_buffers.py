@@ -21,3 +21,14 @@ def test_no_more_buffers_are_kept_than_the_pool_may() -> None:
     pool.give(second)
     assert pool.take() is first
     assert pool.take() is not second
+
+
+def test_a_buffer_that_is_not_kept_takes_no_memory_though_a_failure_still_refers_to_it() -> None:
+    pool = BufferPool(1 << 20, kept=0)
+    buffer = pool.take()
+    buffer[:] = b"x" * len(buffer)
+    # As the frames of a failure's traceback do, until the garbage collector comes by.
+    part = buffer[10:20]
+    pool.give(buffer)
+    # Pages that were given back to the system are fresh ones when they are looked at again.
+    assert bytes(part) == bytes(10)

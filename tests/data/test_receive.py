@@ -6,6 +6,8 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from support.datakit import (
     tcp_pair,
     unix_pair,
 )
+from support.processes import wait_until
 from tdx.data.body import ChunkedBody
 from tdx.data.port import BUFFER, Cancel, ReceivePump, Slot
 from tdx.data.receive import BufferedReceive
@@ -133,6 +136,38 @@ def test_held_extents_are_dropped_and_never_written(case: tuple[ReceivePump, Any
     assert [span for span, _ in seen.completed] == [spans[0], spans[2]]
     assert seen.discarded == EXTENT
     assert seen.received == 3 * EXTENT
+
+
+def test_what_has_arrived_is_stored_in_turns_and_its_sender_waited_for_outside(
+    case: tuple[ReceivePump, AnySink], over: Over
+) -> None:
+    pump, sink = case
+    data, seen = pattern(2 * BUFFER), Received()
+    in_turn, turns = threading.Event(), 0
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        nonlocal turns
+        before = len(sink.writes)
+        in_turn.set()
+        yield
+        in_turn.clear()
+        assert len(sink.writes) > before
+        turns += 1
+
+    hooks = replace(seen.hooks(), turn=turn)
+    with over.tcp() as (near, far):
+        body = body_on(near, len(data))
+        receiving = Background(
+            lambda: pump.receive(body, sink, slots_of(Span(0, len(data)), EXTENT), hooks, Cancel())
+        )
+        far.sendall(data[:BUFFER])
+        wait_until(lambda: seen.received >= BUFFER and turns, "the first buffer is stored")
+        wait_until(lambda: body.silent_for > 0, "the sender is waited for")
+        assert not in_turn.is_set()
+        far.sendall(data[BUFFER:])
+        receiving.join()
+    assert sink.content() == data
 
 
 def test_the_pump_stops_where_the_slots_do(case: tuple[ReceivePump, AnySink], over: Over) -> None:

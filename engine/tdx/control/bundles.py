@@ -230,7 +230,7 @@ class Arrival:
             await receiver.workers.on_disk(self.end)
             raise
         started = perf_counter()
-        published = iter(await receiver.workers.at_length(self._publish))
+        published = iter(await receiver.workers.in_turn(self._incoming.owner, self._publish))
         receiver.metrics.add_stages(Stages(sync=perf_counter() - started))
         results = [next(published) if each is None else each for each in self._results]
         self._count(results)

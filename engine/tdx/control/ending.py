@@ -124,11 +124,10 @@ async def _settle_identical(
 ) -> Receipt | None:
     """End the upload as ``identical`` if the published file of its name has these digests, or
     one that an earlier push of it was numbered as."""
-    workers = session.workers
-    path = await workers.at_length(find_identical, session.store, session.upload.spec, list(digests))
+    path = await session.at_length(find_identical, session.store, session.upload.spec, list(digests))
     if path is None:
         return None
-    receipt = await workers.at_length(
+    receipt = await session.at_length(
         session.upload.settle, Outcome.IDENTICAL, path, root=root, verified=verified
     )
     session.machine.handle(UploadEvent.PUBLISH)
@@ -155,7 +154,7 @@ def find_identical(store: Store, spec: UploadSpec, digests: list[bytes]) -> str 
 
 async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
     started = time.perf_counter()
-    receipt = await session.workers.at_length(session.upload.publish, root=root, verified=verified)
+    receipt = await session.at_length(session.upload.publish, root=root, verified=verified)
     session.metrics.add_stages(Stages(sync=time.perf_counter() - started))
     session.machine.handle(UploadEvent.PUBLISH)
     return receipt
@@ -165,12 +164,12 @@ async def _recheck(session: Session) -> frozenset[int]:
     """Read again what an earlier process may have lost; the extents that are."""
     await session.rechecked()
     suspects = session.upload.suspects
-    return await session.workers.at_length(session.upload.recheck, suspects) if suspects else frozenset()
+    return await session.at_length(session.upload.recheck, suspects) if suspects else frozenset()
 
 
 async def _verify(session: Session, digests: Sequence[bytes], claims: Sequence[Claim]) -> None:
     for claim in claims:
-        found = await session.workers.at_length(_content_digest, session, digests, claim.algorithm)
+        found = await session.at_length(_content_digest, session, digests, claim.algorithm)
         if found != claim.digest:
             session.metrics.digest_failures.add(1)
             raise digests_differ(claim.algorithm, claim.digest)

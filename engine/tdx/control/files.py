@@ -207,7 +207,7 @@ async def _settled_before_body(
         outcome = Outcome.SKIPPED
     elif (path := await _find_there(receiver, spec, claims)) is not None:
         # Whoever put it there may not have made it durable yet, and this answer says that it is.
-        size = await receiver.workers.at_length(receiver.store.make_durable, path)
+        size = await receiver.workers.in_turn(spec.owner, receiver.store.make_durable, path)
         existing = Existing(path, size)
         outcome = Outcome.IDENTICAL
     elif spec.conflict is Conflict.ERROR:
@@ -224,7 +224,7 @@ async def _find_there(receiver: Receiver, spec: UploadSpec, claims: Sequence[Cla
     if len(claimed) != 1 or spec.length is None or spec.length > spec.extent_size:
         return None
     digests = list(claimed) if spec.length else []
-    return await receiver.workers.at_length(find_identical, receiver.store, spec, digests)
+    return await receiver.workers.in_turn(spec.owner, find_identical, receiver.store, spec, digests)
 
 
 async def _put_part(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from tdx.control.messages import Exchange, FileBody, digests_differ
 from tdx.control.parts import Parts, overlap
@@ -43,6 +43,9 @@ from tdx.policy.rules import Grant
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import Leases, UploadEvent, UploadMachine
 from tdx.store.port import Piece, Store, Upload
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ENDLESS: Final = 1 << 62
 """Where a body of unknown length is taken to end."""
@@ -127,6 +130,10 @@ class Session:
         """The label of metrics: ``tdx`` for its own senders, ``http`` for everybody else."""
         return "http" if self.upload.spec.source_id is None and self.upload.spec.key is None else "tdx"
 
+    async def at_length(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Long work on this upload, in its owner's turn."""
+        return await self.workers.in_turn(self.owner, work, *args, **kwargs)
+
     @property
     def attended(self) -> bool:
         """Whether some request is at it."""
@@ -153,7 +160,7 @@ class Session:
 
     async def _recheck_early(self) -> None:
         with self.in_use(), contextlib.suppress(TdxError):  # the commit looks at all that is left
-            await self.workers.at_length(self.upload.recheck, self.upload.suspects)
+            await self.at_length(self.upload.recheck, self.upload.suspects)
 
     async def rechecked(self) -> None:
         """Wait for what :meth:`recheck_early` began."""
@@ -290,7 +297,7 @@ class Session:
         self, writer: Writer, slots: Iterator[Slot], *, expected: bytes | None, part_of: int | None = None
     ) -> Received:
         exchange, cancel, received = writer.exchange, writer.cancel, Received()
-        hooks = self._hooks(received, expected, exchange, in_order=writer.in_order, part_of=part_of)
+        hooks = self._hooks(received, expected, writer, part_of)
         body = writer.body = await exchange.file_body(cancel)
         pump = choose_receive(self._pump, self.upload, body)
         try:
@@ -307,11 +314,10 @@ class Session:
         self,
         received: Received,
         expected: bytes | None,
-        exchange: Exchange,
-        *,
-        in_order: bool,
+        writer: Writer,
         part_of: int | None,
     ) -> ReceiveHooks:
+        exchange = writer.exchange
         size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
         protocol, grant, quotas = (self.protocol,), exchange.grant, self._quotas
         most = largest_file(exchange.limits, grant, MAX_EXTENTS * size)
@@ -344,7 +350,7 @@ class Session:
                 upload.record(Piece(whole, hasher.digest()))
 
         def broke_off(span: Span, digest: bytes) -> None:
-            if in_order:
+            if writer.in_order:
                 upload.record(Piece(Span(span.start // size * size, span.end), digest))
 
         return ReceiveHooks(
@@ -352,6 +358,7 @@ class Session:
             completed=completed,
             broke_off=broke_off,
             discarded=discarded,
+            turn=lambda: self.workers.turns.turn(self.owner, writer.cancel),
         )
 
     async def cut_off_silent(self, span: Span) -> None:

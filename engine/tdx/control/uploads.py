@@ -19,11 +19,13 @@ from tdx.errors import (
     TooLarge,
     VerificationFailed,
 )
-from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, PART, extents_of
+from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, MIN_EXTENT, PART, extent_count, extents_of
 from tdx.model import Receipt, Span, UploadId
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent
+
+SPARE_DIGESTS: Final = 4096
 
 NO_STORE: Final = ("Cache-Control", "no-store")
 
@@ -163,7 +165,8 @@ async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
     length = exchange.headers("upload-length")
     if length is None:
         raise ProtocolError("a commit needs Upload-Length")
-    body = await exchange.small_body(MAX_EXTENTS * DIGEST_SIZE)
+    found = await _session_or_receipt(receiver, exchange, upload)
+    body = await exchange.small_body(_most_digests(found) * DIGEST_SIZE)
     if len(body) % DIGEST_SIZE:
         raise ProtocolError(f"a commit's body is a run of {DIGEST_SIZE}-byte digests")
     digests = [body[at : at + DIGEST_SIZE] for at in range(0, len(body), DIGEST_SIZE)]
@@ -180,6 +183,15 @@ async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
         )
     )
     return receipt_response(receipt)
+
+
+def _most_digests(found: Session | Receipt) -> int:
+    """How many digests a commit may bring, as they are kept in memory: not many more than there are extents.
+    Of an upload without a length those that came count, and some may turn out to be lost."""
+    if isinstance(found, Receipt):
+        return extent_count(found.size, MIN_EXTENT) + SPARE_DIGESTS
+    length, size = found.upload.spec.length, found.upload.spec.extent_size
+    return extent_count(found.upload.held.total() if length is None else length, size) + SPARE_DIGESTS
 
 
 async def _commit(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from tdx.control.turns import TaskTurns, ThreadTurns
 from tdx.errors import Busy
+from tdx.model import Owner
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,9 +63,14 @@ class Workers:
     """``bodies`` is as large as the most bodies that may move at once, so that a lent
     socket never waits for a thread; the other pools may queue. Long work has its own, so
     that commits on a slow disk do not keep the next caller from being let in; and so has
-    asking who is who, which may wait for a service that hangs."""
+    asking who is who, which may wait for a service that hangs.
+
+    At a receiver owners take turns (docs/decisions/018-owners-take-turns.md): at what its bodies
+    have brought (``turns``), and at long work (:meth:`in_turn`), of which one never has all threads."""
 
     def __init__(self, bodies: int, disk: int = 8, long: int = 8, asking: int = 8) -> None:
+        self.turns = ThreadTurns(max(2, os.cpu_count() or 1))
+        self._long_turns = TaskTurns(long, apiece=max(1, long * 3 // 4))
         self.bodies = ThreadPoolExecutor(bodies, thread_name_prefix="tdx-body")
         self._disk = ThreadPoolExecutor(disk, thread_name_prefix="tdx-disk")
         self._long = ThreadPoolExecutor(long, thread_name_prefix="tdx-long")
@@ -79,6 +87,11 @@ class Workers:
     async def at_length(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work that may take as long as reading or syncing a whole file."""
         return await run_joined(self._long, lambda: work(*args, **kwargs), _just_wait)
+
+    async def in_turn(self, owner: Owner, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As :meth:`at_length`, for one of several owners."""
+        async with self._long_turns.turn(owner):
+            return await self.at_length(work, *args, **kwargs)
 
     async def until(self, wake: Callable[[], None], work: Callable[[], T]) -> T:
         """As :meth:`at_length`, for work that ``wake`` makes end early."""

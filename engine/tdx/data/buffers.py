@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from typing import Final
+from typing import Final, cast
 
 from tdx.data.port import BUFFER
 
@@ -36,6 +36,10 @@ class BufferPool:
         with self._lock:
             if len(self._spare) < self._kept:
                 self._spare.append(buffer)
+                return
+        # Where the body failed, the frames of the error's traceback refer to it until the garbage
+        # collector comes by, and a receiver at rest makes no garbage for it to come by.
+        cast("mmap.mmap", buffer.obj).madvise(mmap.MADV_DONTNEED)
 
 
 BUFFERS: Final = BufferPool(BUFFER)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
@@ -146,13 +147,15 @@ class ReceiveHooks:
     byte of this slot is written; the digest covers the extent from its start (the
     slot's carried state included). ``broke_off(span, digest)``: the body ended or failed
     inside a slot after ``span`` (a beginning of it) had been written. ``discarded(n)``:
-    bytes dropped. The first two may raise; that ends the pump.
+    bytes dropped. ``turn()`` is entered to write and to hash what has arrived, never while the
+    other end is waited for. The first two and the last may raise; that ends the pump.
     """
 
     received: Callable[[int], None]
     completed: Callable[[Span, bytes], None]
     broke_off: Callable[[Span, bytes], None]
     discarded: Callable[[int], None]
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class ReceivePump(Protocol):

@@ -84,11 +84,12 @@ class _Run:
         return n
 
     def _keep(self, slot: Slot, at: int, data: memoryview, hasher: Hasher) -> None:
-        # In this order a write that fails leaves the hash state at what is there.
-        started = perf_counter()
-        self._sink.write_at(data, at)
-        written = perf_counter()
-        hasher.update(data)
-        self.stages.write += written - started
-        self.stages.hash += perf_counter() - written
+        with self._hooks.turn():
+            # In this order a write that fails leaves the hash state at what is there.
+            started = perf_counter()
+            self._sink.write_at(data, at)
+            written = perf_counter()
+            hasher.update(data)
+            self.stages.write += written - started
+            self.stages.hash += perf_counter() - written
         self.ledger.advanced(slot, at + len(data), hasher)

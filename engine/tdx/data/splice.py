@@ -110,14 +110,16 @@ class _Run:
         if n:
             self._hooks.received(n)
             self._cancel.check()
-            started = perf_counter()
-            if data is None:
-                self._empty_pipe(at, n)
-                self._body.consumed(0)
-            else:
-                self._sink.write_at(data, at)
-            self.stages.write += perf_counter() - started
-            self._read_back(slot, at, n, hasher)
+            with self._hooks.turn():
+                started = perf_counter()
+                if data is None:
+                    self._empty_pipe(at, n)
+                    self._body.consumed(0)
+                else:
+                    self._sink.write_at(data, at)
+                self.stages.write += perf_counter() - started
+                self._read_back(at, n, hasher)
+            self._ledger.advanced(slot, at + n, hasher)
         return n
 
     def _cut_prefix(self, limit: int) -> bytes:
@@ -171,7 +173,7 @@ class _Run:
                 self._sink.wrote(at, n)
             at += n
 
-    def _read_back(self, slot: Slot, at: int, size: int, hasher: Hasher) -> None:
+    def _read_back(self, at: int, size: int, hasher: Hasher) -> None:
         view = self._scratch[:size]
         started = perf_counter()
         n = self._sink.read_at(view, at)
@@ -181,4 +183,3 @@ class _Run:
         hasher.update(view)
         self.stages.read += read - started
         self.stages.hash += perf_counter() - read
-        self._ledger.advanced(slot, at + size, hasher)
