@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 KEY_FILE: Final = "key.pem"
 CERTIFICATE_FILE: Final = "certificate.pem"
@@ -79,7 +80,7 @@ def key_of(certificate: bytes) -> str:
     hexadecimal digits. ValueError where it is no certificate."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    public = _parse(certificate).public_key()
+    public = _public_key(_parse(certificate))
     spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
 
@@ -96,7 +97,7 @@ def verify(certificate: bytes, signature: bytes, data: bytes) -> bool:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
-        public = _parse(certificate).public_key()
+        public = _public_key(_parse(certificate))
         if not isinstance(public, ec.EllipticCurvePublicKey):
             return False
         public.verify(signature, data, ec.ECDSA(hashes.SHA256()))
@@ -112,13 +113,12 @@ def unfit(certificate: bytes, now: float) -> str | None:
     owner make up devices.
     """
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         parsed = _parse(certificate)
         extensions = parsed.extensions
-        weakness = _weakness(parsed.public_key())
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        weakness = _weakness(_public_key(parsed))
+    except (ValueError, x509.DuplicateExtension):
         return "it is no X.509 certificate that can be read"
     if weakness is not None:
         return weakness
@@ -154,6 +154,16 @@ def _parse(certificate: bytes) -> x509.Certificate:
     from cryptography import x509
 
     return x509.load_der_x509_certificate(certificate)
+
+
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """ValueError also for a kind of key that nobody here knows."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        return certificate.public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error
 
 
 def _read_certificate(path: Path, key_file: Path) -> bytes:
