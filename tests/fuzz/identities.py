@@ -13,7 +13,7 @@ from pathlib import Path
 from fuzz.target import Draws, Target, cut_up, folder, is_for_people
 from tdx.errors import IdentityUnavailable, PairingFailed
 from tdx.identity.allowed_ips import AllowedIps, parse_allowed_ips, parse_handshakes
-from tdx.identity.device import Device, key_of, load_or_make
+from tdx.identity.device import Device, key_of, load_or_make, subject_of, unfit, verify
 from tdx.identity.localapi import LocalApi, Node, Status, node_of, status_of
 from tdx.identity.pairing import LONGEST_SAID_NAME, MAX_FRAME, Pairing, Role, _frame, _parse_document
 from tdx.identity.rows import pack
@@ -100,6 +100,9 @@ def pairing_document(data: bytes) -> None:
     assert 0 < len(met.name) <= LONGEST_SAID_NAME
     assert 0 < met.port < 65536
     assert key_of(met.certificate) == met.key
+    if unfit(met.certificate, time.time()) is None:
+        subject_of(met.certificate)
+    assert not verify(met.certificate, b"signature", b"data")
 
 
 def _documents() -> list[bytes]:

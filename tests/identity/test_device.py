@@ -19,6 +19,8 @@ from support.together import together, with_a_start
 from tdx.errors import ConfigError
 from tdx.identity.device import Device, key_of, load_or_make, unfit, verify
 
+VERSION_3 = b"\xa0\x03\x02\x01\x02"
+
 
 @pytest.fixture
 def device(tmp_path: Path) -> Device:
@@ -180,6 +182,18 @@ def test_a_kind_of_key_that_nobody_knows_is_none() -> None:
     with pytest.raises(ValueError, match="key type"):
         key_of(der)
     assert not verify(der, b"", b"")
+
+
+def test_a_version_that_there_is_not_is_none() -> None:
+    der = make("x").der.replace(VERSION_3, VERSION_3[:-1] + b"\x0e")
+    assert unfit(der, time.time()) == "it is no X.509 certificate that can be read"
+    with pytest.raises(ValueError, match="version"):
+        key_of(der)
+
+
+def test_a_subject_that_cannot_be_read_makes_it_unfit() -> None:
+    der = make("x").der.replace(b"\x0c\x01x", b"\x0c\x01\x80")  # no UTF-8
+    assert unfit(der, time.time()) == "it is no X.509 certificate that can be read"
 
 
 def test_keys_of_other_kinds_sign_nothing_here() -> None:

@@ -118,7 +118,9 @@ def unfit(certificate: bytes, now: float) -> str | None:
         parsed = _parse(certificate)
         extensions = parsed.extensions
         weakness = _weakness(_public_key(parsed))
-    except (ValueError, x509.DuplicateExtension):
+        begins, ends = parsed.not_valid_before_utc, parsed.not_valid_after_utc
+        parsed.subject.public_bytes()  # which the library reads no earlier
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return "it is no X.509 certificate that can be read"
     if weakness is not None:
         return weakness
@@ -127,8 +129,8 @@ def unfit(certificate: bytes, now: float) -> str | None:
             return "it can vouch for other certificates (CA:TRUE)"
     except x509.ExtensionNotFound:
         return "it does not say that it cannot vouch for other certificates (CA:FALSE)"
-    if not parsed.not_valid_before_utc <= _moment(now) <= parsed.not_valid_after_utc:
-        return f"it is valid from {parsed.not_valid_before_utc:%F} to {parsed.not_valid_after_utc:%F} only"
+    if not begins <= _moment(now) <= ends:
+        return f"it is valid from {begins:%F} to {ends:%F} only"
     return None
 
 
@@ -151,9 +153,13 @@ def _moment(seconds: float) -> datetime:
 
 
 def _parse(certificate: bytes) -> x509.Certificate:
+    """ValueError where it is none."""
     from cryptography import x509
 
-    return x509.load_der_x509_certificate(certificate)
+    try:
+        return x509.load_der_x509_certificate(certificate)
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from error
 
 
 def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
