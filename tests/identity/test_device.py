@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from support.devices import make
+from support.devices import make, of_unknown_kind
 from support.together import together, with_a_start
 from tdx.errors import ConfigError
 from tdx.identity.device import Device, key_of, load_or_make, unfit, verify
+
+VERSION_3 = b"\xa0\x03\x02\x01\x02"
 
 
 @pytest.fixture
@@ -172,6 +174,26 @@ def test_what_is_no_certificate_is_unfit_and_has_no_key(data: bytes) -> None:
     assert unfit(data, 0.0) == "it is no X.509 certificate that can be read"
     with pytest.raises(ValueError, match="parsing asn1"):
         key_of(data)
+
+
+def test_a_kind_of_key_that_nobody_knows_is_none() -> None:
+    der = of_unknown_kind(make("x").der)
+    assert unfit(der, time.time()) == "it is no X.509 certificate that can be read"
+    with pytest.raises(ValueError, match="key type"):
+        key_of(der)
+    assert not verify(der, b"", b"")
+
+
+def test_a_version_that_there_is_not_is_none() -> None:
+    der = make("x").der.replace(VERSION_3, VERSION_3[:-1] + b"\x0e")
+    assert unfit(der, time.time()) == "it is no X.509 certificate that can be read"
+    with pytest.raises(ValueError, match="version"):
+        key_of(der)
+
+
+def test_a_subject_that_cannot_be_read_makes_it_unfit() -> None:
+    der = make("x").der.replace(b"\x0c\x01x", b"\x0c\x01\x80")  # no UTF-8
+    assert unfit(der, time.time()) == "it is no X.509 certificate that can be read"
 
 
 def test_keys_of_other_kinds_sign_nothing_here() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.devices import make
+from support.devices import make, of_unknown_kind
 from tdx.errors import PairingFailed, TdxError, UsageError
 from tdx.identity.device import Device, load_or_make
 from tdx.identity.pairing import MAX_FRAME, Met, Pairing, Role, new_code, parse_code
@@ -325,6 +325,11 @@ def test_a_document_of_another_shape_is_refused(devices: tuple[Device, ...], dat
 def test_a_certificate_that_could_vouch_for_others_is_refused(devices: tuple[Device, ...]) -> None:
     with pytest.raises(PairingFailed, match="CA:TRUE"):
         listener_after_hello(devices).receive(document(make("x", ca=True).der))
+
+
+def test_a_kind_of_key_that_nobody_knows_is_refused(devices: tuple[Device, ...]) -> None:
+    with pytest.raises(PairingFailed):
+        listener_after_hello(devices).receive(document(of_unknown_kind(make("x").der)))
 
 
 def anybody(_met: Met) -> None:

@@ -116,7 +116,20 @@ def test_addresses_are_hosts_with_or_without_ports(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "a b", "a/b", "desk:", ":8390", "desk:0", "desk:65536", "desk:x", "[desk]:1", "fd00::1:x", "a\n"],
+    [
+        "",
+        "a b",
+        "a/b",
+        "desk:",
+        ":8390",
+        "desk:0",
+        "desk:65536",
+        "desk:x",
+        "[desk]:1",
+        "fd00::1:x",
+        "a\n",
+        "::%a\nb",
+    ],
 )
 def test_what_is_no_address_is_refused(store: TrustStore, address: str) -> None:
     with pytest.raises(UsageError):
@@ -236,6 +249,7 @@ def test_a_damaged_file_is_named_and_trusts_nobody(store: TrustStore, content: b
         {"name": "two"},
         {"key": "abc"},
         {"key": TWO.key},
+        {"key": "AB" * 32},
         {"key": None},
         {"certificate": "&&&&"},
         {"certificate": None},

@@ -26,6 +26,12 @@ PATIENCE: Final = 30.0
 HELLO: Final = b"who are you?"
 
 
+def of_unknown_kind(certificate: bytes) -> bytes:
+    """The certificate (DER), its kind of key (ecPublicKey) another that there is not."""
+    kind = bytes.fromhex("06072a8648ce3d0201")
+    return certificate.replace(kind, kind[:-1] + b"\x09")
+
+
 def trusted(device: Device, name: str, *addresses: str) -> Trusted:
     return Trusted(name, device.key, device.certificate, addresses, 1.0)
 

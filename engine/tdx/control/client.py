@@ -26,6 +26,7 @@ from tdx.errors import (
     ProtocolError,
     Stalled,
     TdxError,
+    TooLarge,
     Unreachable,
     VerificationFailed,
 )
@@ -269,7 +270,10 @@ class Client:
             # What has come already is read without the loop's turning: a flood would stop all else.
             if interim > INTERIM_AT_ONCE + loop.time() - started:
                 raise ProtocolError(f"{self.peer} answers on and on that it is not done yet")
-        body = await connection.read_body(head.framing, limit, self.stall_timeout)
+        try:
+            body = await connection.read_body(head.framing, limit, self.stall_timeout)
+        except TooLarge as error:
+            raise ProtocolError(f"{self.peer} answers with {error.message}") from None
         return Answer(head.status, head.headers, body), head.keep_alive
 
     def retrier(self) -> Retrier:

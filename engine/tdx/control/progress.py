@@ -68,12 +68,12 @@ def receipt_of(
     try:
         ended = Outcome(str(outcome))
     except ValueError:
-        raise ProtocolError(f"the peer says {outcome!r}; is it a tdx receiver?") from None
-    if not (isinstance(name, str) and isinstance(path, str) and isinstance(size, int)):
+        raise ProtocolError(f"the peer says {outcome!r:.80}; is it a tdx receiver?") from None
+    if not (isinstance(name, str) and isinstance(path, str) and isinstance(size, int) and size >= 0):
         raise ProtocolError("the peer's receipt is not one; is it a tdx receiver?")
     theirs = get("root")
     if ended is not Outcome.SKIPPED and theirs is not None and theirs != root:
-        raise ProtocolError(f"the peer has {theirs} under {path}, what was sent is {root}")
+        raise ProtocolError(f"the peer has {theirs!r:.80} under {path!r:.200}, what was sent is {root}")
     if ended is Outcome.SKIPPED:
         root = None  # what is there was not looked at
     return PushResult(ended, name, path, size, sent, resumed, seconds, root)

@@ -194,8 +194,9 @@ def _outcome_of(file: SmallFile, answer: object, seconds: float) -> FileOutcome:
     refusal = document.get("problem")
     if isinstance(refusal, dict):
         status = cast("dict[str, object]", refusal).get("status")
+        known = isinstance(status, int) and 400 <= status <= 599
         return problem.parse(
-            status if isinstance(status, int) else 500, problem.MEDIA_TYPE, json.dumps(refusal).encode()
+            cast("int", status) if known else 500, problem.MEDIA_TYPE, json.dumps(refusal).encode()
         )
     digests = [file.digest] if file.size else []
     try:

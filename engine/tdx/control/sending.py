@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
+import re
 import socket
 import sys
 import termios
@@ -24,7 +25,7 @@ from tdx.integrity import cut
 from tdx.model import Span, Stages, UploadId
 from tdx.policy.retry import Retrier
 from tdx.policy.schedule import StreamCount, StreamScheduler
-from tdx.proto.fields import SEAL, ContentRange, format_content_range
+from tdx.proto.fields import MAX_INTEGER, SEAL, ContentRange, format_content_range
 from tdx.ranges import RangeSet
 
 MOST_STREAMS: Final = 64
@@ -50,6 +51,11 @@ CAUTIOUS_SECONDS: Final = 2.0
 
 PART_ROUND_TRIPS: Final = 4.0
 """How long a part of an extent takes at least: one of them goes by with nothing on its way."""
+
+_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
+"""What can stand in a target as it is."""
+
+_MOST_SECONDS: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,14 @@ class OpenUpload:
             document.get(key) for key in ("id", "epoch", "extent_size", "streams")
         )
         held, part, seals = document.get("held"), document.get("part"), document.get("seals")
-        if not (isinstance(upload, str) and isinstance(epoch, int) and isinstance(size, int)):
+        if not (
+            isinstance(upload, str)
+            and _ID.fullmatch(upload) is not None
+            and isinstance(epoch, int)
+            and 0 < epoch <= MAX_INTEGER
+            and isinstance(size, int)
+            and size > 0
+        ):
             raise ProtocolError("the peer's answer names no upload; is it a tdx receiver?")
         return cls(
             id=UploadId(upload),
@@ -92,7 +105,7 @@ class OpenUpload:
             extent_size=size,
             part=part if isinstance(part, int) and part > 0 and size % part == 0 else size,
             length=length,
-            held=parse_held(held),
+            held=parse_held(held, length),
             streams=streams if isinstance(streams, int) and streams > 0 else 1,
             existing=document.get("existing") is True,
             resumed=document.get("resumed") is True,
@@ -101,17 +114,19 @@ class OpenUpload:
         )
 
 
-def parse_held(value: object) -> RangeSet:
-    """Held ranges from JSON: a list of [start, end) pairs."""
+def parse_held(value: object, length: int | None) -> RangeSet:
+    """Held ranges from JSON: a list of [start, end) pairs, in order and within the file."""
     held = RangeSet()
+    before, most = 0, MAX_INTEGER if length is None else length
     if not isinstance(value, list):
         raise ProtocolError("the peer's held ranges are not a list")
     for pair in cast("list[object]", value):
         match pair:
-            case [int(start), int(end)] if 0 <= start < end:
+            case [int(start), int(end)] if before <= start < end <= most:
                 held.add(Span(start, end))
+                before = end
             case _:
-                raise ProtocolError(f"the peer's held ranges have {pair!r}")
+                raise ProtocolError(f"the peer's held ranges have {pair!r:.80} where that cannot be")
     return held
 
 
@@ -289,7 +304,7 @@ class Sending:
             await self._client.pause_after(error, retrier, self._tally)
             try:
                 answer = await self._client.request("GET", self._upload.target, self._upload.fields)
-                held = parse_held(answer.document().get("held"))
+                held = parse_held(answer.document().get("held"), self._upload.length)
             except TdxError as failure:
                 error = failure
                 continue
@@ -324,10 +339,10 @@ def first_of(failure: BaseException) -> BaseException:
 
 
 def add_their_stages(total: Stages, reported: object) -> None:
-    """Add the stage seconds of an answer, ignoring what is not a number of a known stage."""
+    """Add the stage seconds of an answer, ignoring what cannot be the time of a known stage."""
     if isinstance(reported, dict):
         figures = cast("dict[str, object]", reported)
         for stage in total.as_dict():
             seconds = figures.get(stage)
-            if isinstance(seconds, int | float):
+            if isinstance(seconds, int | float) and 0 <= seconds <= _MOST_SECONDS:
                 setattr(total, stage, getattr(total, stage) + float(seconds))

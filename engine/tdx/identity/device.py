@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 KEY_FILE: Final = "key.pem"
 CERTIFICATE_FILE: Final = "certificate.pem"
@@ -79,7 +80,7 @@ def key_of(certificate: bytes) -> str:
     hexadecimal digits. ValueError where it is no certificate."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    public = _parse(certificate).public_key()
+    public = _public_key(_parse(certificate))
     spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
 
@@ -96,7 +97,7 @@ def verify(certificate: bytes, signature: bytes, data: bytes) -> bool:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
-        public = _parse(certificate).public_key()
+        public = _public_key(_parse(certificate))
         if not isinstance(public, ec.EllipticCurvePublicKey):
             return False
         public.verify(signature, data, ec.ECDSA(hashes.SHA256()))
@@ -112,13 +113,14 @@ def unfit(certificate: bytes, now: float) -> str | None:
     owner make up devices.
     """
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         parsed = _parse(certificate)
         extensions = parsed.extensions
-        weakness = _weakness(parsed.public_key())
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        weakness = _weakness(_public_key(parsed))
+        begins, ends = parsed.not_valid_before_utc, parsed.not_valid_after_utc
+        parsed.subject.public_bytes()  # which the library reads no earlier
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return "it is no X.509 certificate that can be read"
     if weakness is not None:
         return weakness
@@ -127,8 +129,8 @@ def unfit(certificate: bytes, now: float) -> str | None:
             return "it can vouch for other certificates (CA:TRUE)"
     except x509.ExtensionNotFound:
         return "it does not say that it cannot vouch for other certificates (CA:FALSE)"
-    if not parsed.not_valid_before_utc <= _moment(now) <= parsed.not_valid_after_utc:
-        return f"it is valid from {parsed.not_valid_before_utc:%F} to {parsed.not_valid_after_utc:%F} only"
+    if not begins <= _moment(now) <= ends:
+        return f"it is valid from {begins:%F} to {ends:%F} only"
     return None
 
 
@@ -151,9 +153,23 @@ def _moment(seconds: float) -> datetime:
 
 
 def _parse(certificate: bytes) -> x509.Certificate:
+    """ValueError where it is none."""
     from cryptography import x509
 
-    return x509.load_der_x509_certificate(certificate)
+    try:
+        return x509.load_der_x509_certificate(certificate)
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from error
+
+
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """ValueError also for a kind of key that nobody here knows."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        return certificate.public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error
 
 
 def _read_certificate(path: Path, key_file: Path) -> bytes:

@@ -27,6 +27,7 @@ _LATEST: Final = 253_370_764_800
 """The beginning of the year 9999, in any zone a date that can be shown."""
 _REASON: Final = 200
 _ADDRESS: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_ZONED: Final = re.compile(r"[0-9A-Fa-f:.]+(?:%[\w.-]+)?", re.ASCII)
 _HEX: Final = frozenset("0123456789abcdef")
 
 
@@ -68,8 +69,8 @@ def check_name(name: str) -> str:
 def check_address(text: str) -> str:
     """``text``, if it is ``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``; UsageError otherwise."""
     found = _ADDRESS.fullmatch(text)
-    bare = pack(text) is not None
-    if not bare and (found is None or (found["v6"] is not None and pack(found["v6"]) is None)):
+    bare = _is_numeric(text)
+    if not bare and (found is None or (found["v6"] is not None and not _is_numeric(found["v6"]))):
         raise UsageError(f"{shown(text)!r} is not an address; write HOST, HOST:PORT or [IPV6]:PORT")
     if found is not None and found["port"] is not None and not 0 < int(found["port"]) < 65536:
         raise UsageError(f"{shown(text)!r} names an impossible port")
@@ -230,7 +231,7 @@ def _entry(values: Any) -> Trusted:
     name, key, addresses, added = values["name"], values["key"], values["addresses"], values["added"]
     if not isinstance(name, str) or name_fault(name) is not None:
         raise ValueError(f"not a name: {name!r}")
-    if not isinstance(key, str) or not _is_key(key):
+    if not isinstance(key, str) or not _is_key(key) or key != key.lower():
         raise ValueError(f"not a key: {key!r}")
     if isinstance(added, bool) or not isinstance(added, int | float) or not 0 <= added < _LATEST:
         raise ValueError(f"not a time: {added!r}")
@@ -251,6 +252,11 @@ def _addresses(value: object) -> tuple[str, ...]:
         return tuple(map(check_address, texts))
     except UsageError as error:
         raise ValueError(error.message) from None
+
+
+def _is_numeric(text: str) -> bool:
+    # What stands for a zone could otherwise be anything, line breaks too.
+    return pack(text) is not None and _ZONED.fullmatch(text) is not None
 
 
 def _is_address(text: str) -> bool:
