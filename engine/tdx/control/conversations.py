@@ -192,8 +192,10 @@ class Conversations:
         receiver, head, link = self._receiver, exchange.head, exchange.connection.link
         exchange.grant = self._callers.permit(exchange.connection, exchange.caller)
         get = head.headers.get
-        if not web.origin_allowed(get("origin"), get("referer"), receiver.config.allowed_origins):
+        origin, allowed = get("origin"), receiver.config.allowed_origins
+        if not web.origin_allowed(origin, get("referer"), allowed):
             raise Forbidden("requests from web pages are refused; see allowed_origins in the configuration")
+        exchange.always += web.answer_fields(origin, allowed)
         host = get("host")
         if host is not None and exchange.connection.tls is None:
             names = receiver.config.names | receiver.names

@@ -13,6 +13,7 @@ from tdx.control.session import Session
 from tdx.control.upload_fields import NO_STORE, limit, standing
 from tdx.errors import NotFound, OffsetMismatch, Overrun, ProtocolError, TooLarge
 from tdx.model import Receipt, UploadId
+from tdx.policy import web
 from tdx.proto.problem import COMPLETED_UPLOAD, INCONSISTENT_LENGTH
 from tdx.proto.resumable import MEDIA_TYPE, is_partial_upload, parse_amount
 
@@ -100,9 +101,13 @@ async def _append_nothing(exchange: Exchange, receipt: Receipt, start: int, *, l
 
 
 async def options(exchange: Exchange, methods: Iterable[str], *, creates: bool) -> Response:
-    """OPTIONS: what may be asked of a resource; ``creates``: with limits, as uploads begin there or go on."""
+    """OPTIONS: what may be asked of a resource, by a page of an origin that may call as well; ``creates``:
+    with limits, as uploads begin there or go on."""
     allow = ", ".join(sorted({*methods, "OPTIONS"}))
     fields = [("Allow", allow)]
     if creates:
         fields += [("Accept-Patch", MEDIA_TYPE), limit(exchange)]
+    if "origin" in exchange.head.headers and "access-control-request-method" in exchange.head.headers:
+        private = "access-control-request-private-network" in exchange.head.headers
+        fields += web.preflight_fields(allow, private_network=private)
     return Response(204, fields)
