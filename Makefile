@@ -23,6 +23,9 @@ TAILNET := $(TEST_CACHE)/bin
 CROC := v10.7.0
 PEERS := $(TEST_CACHE)/peers
 
+# Clients of other people that the tests let upload.
+CLIENTS := $(TEST_CACHE)/clients
+
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo test check soak test-deps test-tailnet perf-deps perf lock clean
@@ -67,6 +70,8 @@ test-deps:
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $$packages && \
 		$(disabled); fi
 	@$(MAKE) --no-print-directory $(PEERS)/.made
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.made; \
+	else echo 'test-deps: there is no npm; the tests with tus-js-client will be skipped'; fi
 	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC); \
 	else echo 'test-deps: there is no go; the tests with a real tailnet and with croc will be skipped'; fi
 
@@ -121,6 +126,11 @@ $(PEERS)/.made: requirements/peers.txt
 	@rm -rf $(@D); mkdir -p $(@D)
 	@$(PYTHON) -m venv $(@D) || { echo 'no virtual environment: apt-get install python3-venv' >&2; exit 1; }
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install $(LOCKED) -r requirements/peers.txt
+	@touch $@
+
+$(CLIENTS)/.made: tests/clients/package.json tests/clients/package-lock.json
+	@rm -rf $(@D); mkdir -p $(@D); cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 perf: $(VENV)/.test $(VENV)/.package

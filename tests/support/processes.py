@@ -213,6 +213,10 @@ class Receiver:
                 continue
         return total
 
+    def await_staged(self, size: int) -> None:
+        """Wait until partials take so many bytes."""
+        wait_until(lambda: self.staged >= size, f"{size} bytes have been staged")
+
     # --- life ------------------------------------------------------------------
 
     def _launch(self) -> Running:
