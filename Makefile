@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCKED := --no-deps --require-hashes
 # The programs that tests call, each with the package that has it.
 NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
-	mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs sshd:openssh-server ssh:openssh-client scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone
+	mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs sshd:openssh-server ssh:openssh-client scp:openssh-client \
+	nginx:nginx-light rsync:rsync rclone:rclone chromium:chromium
 
 # A real tailnet for the tests. These are the newest that go 1.26 builds.
 GO ?= go
@@ -22,6 +23,9 @@ TAILNET := $(TEST_CACHE)/bin
 # What the benchmarks compare with and Debian does not have.
 CROC := v10.7.0
 PEERS := $(TEST_CACHE)/peers
+
+# Clients of other people that the tests let upload.
+CLIENTS := $(TEST_CACHE)/clients
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -67,6 +71,8 @@ test-deps:
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=120 $$packages && \
 		$(disabled); fi
 	@$(MAKE) --no-print-directory $(PEERS)/.made
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.made; \
+	else echo 'test-deps: there is no npm; the tests with tus-js-client will be skipped'; fi
 	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC); \
 	else echo 'test-deps: there is no go; the tests with a real tailnet and with croc will be skipped'; fi
 
@@ -121,6 +127,11 @@ $(PEERS)/.made: requirements/peers.txt
 	@rm -rf $(@D); mkdir -p $(@D)
 	@$(PYTHON) -m venv $(@D) || { echo 'no virtual environment: apt-get install python3-venv' >&2; exit 1; }
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install $(LOCKED) -r requirements/peers.txt
+	@touch $@
+
+$(CLIENTS)/.made: tests/clients/package.json tests/clients/package-lock.json
+	@rm -rf $(@D); mkdir -p $(@D); cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 perf: $(VENV)/.test $(VENV)/.package

@@ -165,6 +165,12 @@ class TooLarge(ProtocolError):
     code, status, exit_code, permanent = "too-large", 413, 73, True
 
 
+class Overrun(ProtocolError):
+    """More bytes than the length that was told before: the upload is given up."""
+
+    code, status, exit_code, permanent = "overrun", 400, 76, True
+
+
 class TlsFailed(ProtocolError):
     """What came is not TLS 1.3, or breaks its rules; who is not known is :class:`Forbidden`."""
 
@@ -253,13 +259,15 @@ class StorageUnusable(StorageError):
 
 
 class OffsetMismatch(TdxError):
-    """An append that does not start where the upload ends; ``offset`` is where it does."""
+    """An append that does not start where the upload ends; ``offset`` is where it does, ``provided`` where
+    the append would start."""
 
     code, status, exit_code, permanent = "offset-mismatch", 409, 76, False
 
-    def __init__(self, message: str, *, offset: int) -> None:
+    def __init__(self, message: str, *, offset: int, provided: int | None = None) -> None:
         super().__init__(message, offset=offset)
         self.offset = offset
+        self.provided = provided
 
 
 class Superseded(TdxError):

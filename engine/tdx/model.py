@@ -89,6 +89,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A digest of content that its sender told (RFC 9530), of an algorithm that can be verified here."""
+
+    algorithm: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class UploadSpec:
     """What the sender wants stored, fixed when the upload is created.
 
@@ -98,7 +106,8 @@ class UploadSpec:
     known to be zero that will not be sent. ``key`` is the sender's own random
     id, by which a replayed request finds its receipt. ``expires_after`` is the
     idle lifetime in seconds. ``by_name`` says that no id was given out: a plain PUT,
-    which its owner continues by name and length alone.
+    which its owner continues by name and length alone. ``claims`` are digests of the whole
+    file that were told when the upload was created.
     """
 
     owner: Owner
@@ -114,6 +123,7 @@ class UploadSpec:
     key: str | None = None
     expires_after: float = 7 * 86400.0
     by_name: bool = False
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@ def test_a_bundle_says_how_it_ends(receiver: RunningReceiver) -> None:
 def test_only_post_is_for_bundles(receiver: RunningReceiver) -> None:
     for method in ("PUT", "GET", "HEAD", "DELETE"):
         answer = receiver.request(method, "/files")
-        assert (answer.status, answer.headers.get("allow")) == (405, "POST")
+        assert (answer.status, answer.headers.get("allow")) == (405, "OPTIONS, POST")
 
 
 # --- broken off, and sent again ---------------------------------------------------------

@@ -283,6 +283,24 @@ def test_a_replacement_that_does_not_fit_leaves_what_it_would_have_replaced(tmp_
         assert open_upload(receiver, "disk.img", size, {"Tdx-Resume": "?1"}).id == first.id
 
 
+def test_a_length_that_becomes_known_on_the_way_counts_as_a_whole(tmp_path: Path) -> None:
+    fields = {"Content-Type": "application/partial-upload", "Upload-Complete": "?0"}
+    with granting(tmp_path, rule(quota=1000)) as receiver:
+        upload = open_upload(receiver, "f", None, source=None)
+
+        def append(at: int, **more: object) -> int:
+            return receiver.request(
+                "PATCH", upload.target, b"12", {**fields, "Upload-Offset": at, **more}
+            ).status
+
+        assert append(0) == 204
+        assert append(2, **{"Upload-Length": 2000}) == 507
+        assert append(2) == 507
+        receiver.running.policy = Policy([rule(quota=2000)])
+        assert append(2) == 204
+        assert receiver.request("PUT", "/files/g", b"x").status == 507
+
+
 def test_holes_count_towards_a_quota(tmp_path: Path) -> None:
     with granting(tmp_path, rule(quota=10 * EXTENT)) as receiver:
         hole = {"Tdx-Holes": f"0-{11 * EXTENT - 1}"}

@@ -27,12 +27,12 @@ def test_hello_says_who_this_is_what_it_takes_and_who_is_asking(receiver: Runnin
 @pytest.mark.parametrize(
     ("method", "target", "allowed"),
     [
-        ("PUT", "/v1/hello", "GET"),
-        ("DELETE", "/files/a", "HEAD, POST, PUT"),
-        ("GET", "/files/a", "HEAD, POST, PUT"),
-        ("POST", "/uploads/" + "0" * 32, "DELETE, GET, HEAD, PATCH, PUT"),
-        ("GET", "/uploads/" + "0" * 32 + "/commit", "POST"),
-        ("GET", "/files", "POST"),
+        ("PUT", "/v1/hello", "GET, OPTIONS"),
+        ("DELETE", "/files/a", "HEAD, OPTIONS, POST, PUT"),
+        ("GET", "/files/a", "HEAD, OPTIONS, POST, PUT"),
+        ("POST", "/uploads/" + "0" * 32, "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
+        ("GET", "/uploads/" + "0" * 32 + "/commit", "OPTIONS, POST"),
+        ("GET", "/files", "OPTIONS, POST"),
     ],
 )
 def test_a_method_that_a_resource_lacks_is_answered_with_those_it_has(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +188,73 @@ def test_taildrop_defect_2_two_files_at_once_under_one_name_both_arrive_whole(
     assert len(receiver.published) == 2
     assert sha256_of(receiver.folder / slow.body["path"]) == sha256_of(source)
     assert sha256_of(receiver.folder / second.body["path"]) == sha256_of(other)
+
+
+class TestResumableUploads:
+    """The draft, by hand: what docs/http.md shows."""
+
+    ANNOUNCED = ("-H", "Upload-Complete: ?1", "-H", "Upload-Draft-Interop-Version: 8")
+    PART = ("-X", "PATCH", "-H", "Content-Type: application/partial-upload")
+
+    @pytest.mark.parametrize("method", ["PUT", "POST"])
+    def test_curl_is_told_where_it_could_go_on_before_it_sends_a_byte(
+        self, processes: Processes, receiver: Receiver, source: Path, method: str
+    ) -> None:
+        curl = processes.curl("-T", source, "-X", method, *self.ANNOUNCED, f"{receiver.url}/files/name.bin")
+        assert curl.status == 201
+        (first, announced), (second, _) = curl.interim
+        assert (first, second) == (104, 100)
+        assert announced["location"] == curl.fields["location"]
+        assert announced["upload-draft-interop-version"] == "8"
+        assert announced["upload-limit"].startswith("max-size=")
+        assert (curl.fields["upload-offset"], curl.fields["upload-complete"]) == (str(SIZE), "?1")
+        assert sha256_of(receiver.folder / "name.bin") == sha256_of(source)
+        told = processes.curl("-I", f"{receiver.url}{announced['location']}")
+        assert (told.status, told.fields["upload-complete"]) == (204, "?1")
+
+    def test_curl_goes_on_where_a_killed_one_was_told(
+        self, processes: Processes, receiver: Receiver, source: Path
+    ) -> None:
+        slow = ("-v", "--limit-rate", "16M", "-T", source)
+        killed = processes.curl(*slow, *self.ANNOUNCED, f"{receiver.url}/files/half.bin")
+        receiver.await_staged(5 * MIB)
+        killed.kill()
+        announced = re.search(
+            r"^< HTTP/1.1 104 .*\n(?:< .*\n)*< Location: (/uploads/\w+)", killed.stderr, re.MULTILINE
+        )
+        assert announced, killed.log()
+        target = receiver.url + announced[1]
+        told = processes.curl("-I", target)
+        offset = int(told.fields["upload-offset"])
+        assert 4 * MIB <= offset < SIZE
+        assert (told.fields["upload-complete"], told.fields["upload-length"]) == ("?0", str(SIZE))
+        assert receiver.published == []
+        rest = source.with_name("rest")
+        rest.write_bytes(source.read_bytes()[offset:])
+        part = (*self.PART, "-H", f"Upload-Offset: {offset}", "-H", "Upload-Complete: ?1")
+        assert processes.curl("-T", rest, *part, target).status == 201
+        assert (receiver.published, receiver.partials) == (["half.bin"], [])
+        assert sha256_of(receiver.folder / "half.bin") == sha256_of(source)
+
+    def test_curl_sends_a_stream_in_parts_over_a_receiver_that_is_killed(
+        self, processes: Processes, receiver: Receiver, source: Path
+    ) -> None:
+        url, content = f"{receiver.url}/files/parts.bin", source.read_bytes()
+        created = processes.curl("-X", "POST", "-H", "Upload-Complete: ?0", url)
+        target = f"{receiver.url}{created.fields['location']}"
+        half = 5 * MIB + 1
+        for start, end, last in ((0, half, "?0"), (half, SIZE, "?1")):
+            part = source.with_name("part")
+            part.write_bytes(content[start:end])
+            fields = (*self.PART, "-H", f"Upload-Offset: {start}", "-H", f"Upload-Complete: {last}")
+            with part.open("rb") as given:
+                answer = processes.curl("-T", "-", *fields, target, stdin=given)
+                assert answer.status == (201 if last == "?1" else 204)
+            receiver.kill()
+            receiver.restart()
+        assert sha256_of(receiver.folder / "parts.bin") == sha256_of(source)
+        told = processes.curl("-I", target)
+        assert (told.fields["upload-offset"], told.fields["upload-complete"]) == (str(SIZE), "?1")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tdx.policy.web import host_allowed, origin_allowed
+from tdx.policy.web import answer_fields, host_allowed, origin_allowed, preflight_fields
 from tdx.proto.fields import parse_host
 
 NAMES = frozenset({"files.example.org", "b.tail1234.ts.net", "100.64.0.9", "fd7a:115c:a1e0::9"})
@@ -96,3 +96,22 @@ def test_listed_origins_go_on(origin: str | None, referer: str | None) -> None:
 )
 def test_all_others_do_not(origin: str | None, referer: str | None) -> None:
     assert not origin_allowed(origin, referer, frozenset({"https://page.example", "null", ""}))
+
+
+def test_an_answer_names_the_one_origin_that_asked_and_no_other() -> None:
+    allowed = frozenset({"https://a.example", "https://b.example"})
+    fields = dict(answer_fields("https://a.example", allowed))
+    assert fields["Access-Control-Allow-Origin"] == "https://a.example"
+    assert fields["Vary"] == "Origin"
+    assert "Upload-Offset" in fields["Access-Control-Expose-Headers"]
+    assert answer_fields(None, allowed) == [("Vary", "Origin")]
+    assert answer_fields(None, frozenset()) == []
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_preflight_is_answered_for_private_networks_only_where_it_asks(private: bool) -> None:
+    fields = dict(preflight_fields("OPTIONS, PUT", private_network=private))
+    assert fields["Access-Control-Allow-Methods"] == "OPTIONS, PUT"
+    assert ("Access-Control-Allow-Private-Network" in fields) is private
+    assert "Access-Control-Allow-Credentials" not in fields
+    assert "*" not in "".join(fields.values())

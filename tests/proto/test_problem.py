@@ -21,7 +21,15 @@ from tdx.errors import (
     TooLarge,
     UploadBusy,
 )
-from tdx.proto.problem import INCONSISTENT_LENGTH, MAX_DOCUMENT, MAX_MESSAGE, MEDIA_TYPE, parse, render
+from tdx.proto.problem import (
+    COMPLETED_UPLOAD,
+    INCONSISTENT_LENGTH,
+    MAX_DOCUMENT,
+    MAX_MESSAGE,
+    MEDIA_TYPE,
+    parse,
+    render,
+)
 
 CLASSES = [cls for cls in errors.leaves() if cls.__module__ == "tdx.errors"]
 PLAIN = [cls for cls in CLASSES if cls not in (OffsetMismatch, ExtentsDiffer)]
@@ -67,13 +75,17 @@ def test_registered_problem_types_are_used_where_there_are_any() -> None:
     mismatch = json.loads(render(OffsetMismatch("not there", offset=5))[1])
     assert mismatch["type"] == registered + "mismatching-upload-offset"
     assert mismatch["expected-offset"] == mismatch["offset"] == 5
+    assert "provided-offset" not in mismatch
+    both = json.loads(render(OffsetMismatch("not there", offset=5, provided=9))[1])
+    assert (both["expected-offset"], both["provided-offset"]) == (5, 9)
     assert json.loads(render(DigestMismatch("differs"))[1])["type"] == registered + "digest-mismatched-values"
     assert registered + "inconsistent-upload-length" == INCONSISTENT_LENGTH
 
 
-def test_an_error_may_name_a_registered_type_itself() -> None:
-    status, body = render(ProtocolError("4 or 5?", type=INCONSISTENT_LENGTH))
-    assert json.loads(body)["type"] == INCONSISTENT_LENGTH
+@pytest.mark.parametrize("registered", [INCONSISTENT_LENGTH, COMPLETED_UPLOAD])
+def test_an_error_may_name_a_registered_type_itself(registered: str) -> None:
+    status, body = render(ProtocolError("4 or 5?", type=registered))
+    assert json.loads(body)["type"] == registered
     assert type(parse(status, MEDIA_TYPE, body)) is ProtocolError
 
 

@@ -213,6 +213,10 @@ class Receiver:
                 continue
         return total
 
+    def await_staged(self, size: int) -> None:
+        """Wait until partials take so many bytes."""
+        wait_until(lambda: self.staged >= size, f"{size} bytes have been staged")
+
     # --- life ------------------------------------------------------------------
 
     def _launch(self) -> Running:
@@ -346,6 +350,14 @@ class Curl(Running):
         fixed = ["curl", "-q", "-sS", "-i", "--noproxy", "*", "--max-time", str(int(PATIENCE))]
         super().__init__(group, "curl", [*prefix, *fixed, *arguments], **options)
 
+    @property
+    def interim(self) -> list[tuple[int, dict[str, str]]]:
+        """Status and fields of each interim answer, once it has ended by itself."""
+        self.wait()
+        heads = self.out.read_bytes().decode("latin-1").split("\r\n\r\n")[:-1]
+        found = [(int(head.split(" ")[1]), _fields(head)) for head in heads if head.startswith("HTTP/")]
+        return [each for each in found if each[0] < 200]
+
     def _answer(self) -> tuple[list[str], bytes]:
         """The lines of the final answer's head, and its body: interim heads come before it."""
         self.wait()
@@ -362,8 +374,7 @@ class Curl(Running):
 
     @property
     def fields(self) -> dict[str, str]:
-        pairs = (line.partition(":") for line in self._answer()[0][1:])
-        return {name.lower(): value.strip() for name, _, value in pairs}
+        return _fields("\r\n".join(self._answer()[0]))
 
     @property
     def body(self) -> dict[str, Any]:
@@ -371,6 +382,11 @@ class Curl(Running):
         found = json.loads(self._answer()[1])
         assert isinstance(found, dict), self.log()
         return found
+
+
+def _fields(head: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in head.split("\r\n")[1:])
+    return {name.lower(): value.strip() for name, _, value in pairs}
 
 
 def environment_of_tests(state: Path) -> dict[str, str]:

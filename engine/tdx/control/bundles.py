@@ -12,7 +12,6 @@ from tdx.control.files import receipt_document, too_large
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.replays import Incoming
-from tdx.control.session import largest_file
 from tdx.data.buffers import BUFFERS
 from tdx.data.unpack import Entries
 from tdx.errors import (
@@ -27,6 +26,7 @@ from tdx.errors import (
 )
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
 from tdx.model import Conflict, FileName, Receipt, Stages, UploadId
+from tdx.policy.rules import largest_file
 from tdx.proto import bundle as wire
 from tdx.proto import fields
 from tdx.proto.names import check_name

@@ -15,6 +15,7 @@ from tdx.control.connection import Connection, endpoint_of
 from tdx.control.messages import Exchange, Response, problem_response
 from tdx.control.receiver import Receiver
 from tdx.control.routes import label_of, route
+from tdx.control.upload_fields import limit
 from tdx.control.wire import TLS_HANDSHAKE, PlainWire, first_byte
 from tdx.errors import (
     Busy,
@@ -26,6 +27,7 @@ from tdx.errors import (
     SealBroken,
     Stalled,
     TdxError,
+    TooLarge,
     UnsupportedMedia,
 )
 from tdx.model import Identity
@@ -146,6 +148,7 @@ class Conversations:
         self._count_in(caller)
         exchange = Exchange(connection, head, caller.identity, limits)
         response = await self._answer(exchange)
+        response.fields += exchange.always
         self._count(head, response.status)
         keep_alive = head.keep_alive and exchange.body_done and not self.stopping
         answer = response.encode(keep_alive=keep_alive, to_head=head.method == "HEAD")
@@ -176,6 +179,8 @@ class Conversations:
                 self._callers.refused(exchange.connection.link.remote.host, what, error)
             else:
                 self._receiver.metrics.refused.add(1, (error.code,))
+            if isinstance(error, TooLarge):
+                exchange.always.append(limit(exchange))
             return problem_response(error)
         except MemoryError:
             log.warning("no memory for %s %s", exchange.head.method, label_of(exchange.head.target))
@@ -192,8 +197,10 @@ class Conversations:
         receiver, head, link = self._receiver, exchange.head, exchange.connection.link
         exchange.grant = self._callers.permit(exchange.connection, exchange.caller)
         get = head.headers.get
-        if not web.origin_allowed(get("origin"), get("referer"), receiver.config.allowed_origins):
+        origin, allowed = get("origin"), receiver.config.allowed_origins
+        if not web.origin_allowed(origin, get("referer"), allowed):
             raise Forbidden("requests from web pages are refused; see allowed_origins in the configuration")
+        exchange.always += web.answer_fields(origin, allowed)
         host = get("host")
         if host is not None and exchange.connection.tls is None:
             names = receiver.config.names | receiver.names

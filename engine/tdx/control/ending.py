@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
 
 from tdx.control.messages import digests_differ
 from tdx.control.session import Session
-from tdx.control.stored import hash_stored
+from tdx.control.stored import digest_stored
 from tdx.errors import (
     Exists,
     ExtentsDiffer,
@@ -20,19 +18,11 @@ from tdx.errors import (
     TooLarge,
     VerificationFailed,
 )
-from tdx.integrity import ALGORITHM, Hasher, Root, extent_count, new_hasher
-from tdx.model import MAX_REPAIR_ROUNDS, Conflict, FileName, Outcome, Receipt, Span, Stages, UploadSpec
+from tdx.integrity import ALGORITHM, Root, extent_count
+from tdx.model import MAX_REPAIR_ROUNDS, Claim, Conflict, FileName, Outcome, Receipt, Span, Stages, UploadSpec
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent, UploadState
 from tdx.store.port import Existing, Store
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A digest of the whole file that came in a field (RFC 9530) and can be verified here."""
-
-    algorithm: str
-    digest: bytes
 
 
 async def commit(
@@ -66,7 +56,7 @@ async def commit(
             session.compared = True
         await _recheck(session)
         await _compare(session, digests)
-        await _verify(session, digests, claims)
+        await _verify(session, digests, (*upload.spec.claims, *claims))
         async with session.publishing:
             # Another run of the same push may have published since this one was opened.
             if not session.compared and (
@@ -79,7 +69,8 @@ async def commit(
 async def finish(session: Session, claims: Sequence[Claim], limit: int) -> Receipt:
     """Publish what came in order, without digests of extents (plain HTTP clients).
 
-    Raises DigestMismatch where the content does not have a claimed digest, TooLarge beyond
+    Raises DigestMismatch where the content does not have a digest that is claimed, now or when the
+    upload was created, TooLarge beyond
     ``limit`` bytes, OffsetMismatch where stored bytes turn out to be lost. The caller holds
     the session's gate.
     """
@@ -99,6 +90,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int) -> Recei
             )
         recorded = upload.digests
         digests = [recorded[index] for index in range(extent_count(length, size))]
+        claims = (*upload.spec.claims, *claims)
         await _verify(session, digests, claims)
         root, verified = str(Root.over(digests, length, size)), bool(claims)
         async with session.publishing:
@@ -167,8 +159,8 @@ async def _recheck(session: Session) -> frozenset[int]:
     return await session.at_length(session.upload.recheck, suspects) if suspects else frozenset()
 
 
-async def _verify(session: Session, digests: Sequence[bytes], claims: Sequence[Claim]) -> None:
-    for claim in claims:
+async def _verify(session: Session, digests: Sequence[bytes], claims: Iterable[Claim]) -> None:
+    for claim in dict.fromkeys(claims):
         found = await session.at_length(_content_digest, session, digests, claim.algorithm)
         if found != claim.digest:
             session.metrics.digest_failures.add(1)
@@ -195,7 +187,5 @@ def _content_digest(session: Session, digests: Sequence[bytes], algorithm: str) 
     """The digest of the whole stored content, read again unless an extent's own is that."""
     if algorithm == ALGORITHM and len(digests) == 1:
         return digests[0]
-    hasher: Hasher = new_hasher() if algorithm == ALGORITHM else hashlib.new(algorithm.replace("-", ""))
-    if length := session.upload.spec.length:
-        hash_stored(session.upload, Span(0, length), hasher)
-    return hasher.digest()
+    length = session.upload.spec.length
+    return digest_stored(session.upload, Span(0, length) if length else None, algorithm)

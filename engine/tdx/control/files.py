@@ -5,33 +5,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Final
 
-from tdx.control.ending import Claim, candidates, find_identical, finish
+from tdx.control.digests import claims_of
+from tdx.control.ending import candidates, find_identical, finish
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
-from tdx.control.session import Session, largest_file
+from tdx.control.session import Session
+from tdx.control.upload_fields import MOST, NO_STORE, PLAIN_EXPIRY, limit, location, standing
 from tdx.errors import (
     DigestMismatch,
     Exists,
     LengthRequired,
     NotFound,
     OffsetMismatch,
+    Overrun,
     PreconditionFailed,
     ProtocolError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, MAX_EXTENT, MAX_EXTENTS, PART, extent_size_for
-from tdx.model import Conflict, FileName, Outcome, Receipt, UploadSpec
-from tdx.policy.rules import Grant
+from tdx.integrity import ALGORITHM, PART, extent_size_for
+from tdx.model import Claim, Conflict, FileName, Outcome, Receipt, UploadSpec
+from tdx.policy.rules import Grant, largest_file
 from tdx.proto import fields
 from tdx.proto.problem import INCONSISTENT_LENGTH
+from tdx.proto.resumable import parse_amount
 from tdx.store.port import Existing
-
-PLAIN_EXPIRY: Final = 86400.0
-"""Idle lifetime in seconds of what a plain HTTP client left half-sent."""
-
-VERIFIABLE: Final = (ALGORITHM, "sha-256", "sha-512")
 
 
 def receipt_document(receipt: Receipt) -> dict[str, object]:
@@ -65,9 +63,9 @@ def left_alone(
     return json_response(200, document)
 
 
-def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpec:
-    """The upload that a request's fields ask for, of a name that has been placed. Forbidden where
-    its conflict mode is not granted."""
+def spec_of(exchange: Exchange, name: FileName, length: int | None, *digests: str) -> UploadSpec:
+    """The upload that a request's fields ask for, of a name that has been placed; ``digests`` are those
+    fields that tell one of the whole. Forbidden where its conflict mode is not granted."""
     get = exchange.headers
     mtime, mode, holes = get("tdx-mtime"), get("tdx-mode"), get("tdx-holes")
     spec = UploadSpec(
@@ -82,6 +80,7 @@ def spec_of(exchange: Exchange, name: FileName, length: int | None) -> UploadSpe
         mode=None if mode is None else fields.parse_mode(mode),
         holes=() if holes is None else fields.parse_spans(holes),
         key=get("tdx-upload-key"),
+        claims=claims_of(exchange, *digests),
     )
     if any(hole.end > (length or 0) for hole in spec.holes):
         raise ProtocolError("Tdx-Holes reaches beyond the file")
@@ -96,28 +95,17 @@ def _conflict_of(exchange: Exchange) -> Conflict:
     return Conflict.RENAME if wish is None else fields.parse_conflict(wish)
 
 
-def claims_of(exchange: Exchange, *names: str) -> list[Claim]:
-    """The digests of these fields (Content-Digest, Repr-Digest; RFC 9530) that can be verified here."""
-    values = [value for name in names if (value := exchange.headers(name)) is not None]
-    return [
-        Claim(algorithm, digest)
-        for value in values
-        for algorithm, digest in fields.parse_digests(value).items()
-        if algorithm in VERIFIABLE
-    ]
-
-
 def check_stated_length(exchange: Exchange, length: int | None) -> None:
     """Upload-Length, where it is there, says the same as the length that is known."""
-    stated = exchange.headers("upload-length")
-    if stated is not None and length is not None and fields.parse_integer(stated) != length:
+    stated = parse_amount(exchange.headers, "upload-length")
+    if stated is not None and length is not None and stated != length:
         raise ProtocolError(f"Upload-Length is {stated} where it is {length}", type=INCONSISTENT_LENGTH)
 
 
 def check_size(exchange: Exchange, length: int | None) -> None:
-    limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)
-    if length is not None and length > limit:
-        raise too_large(length, limit, exchange.grant)
+    most = largest_file(exchange.limits, exchange.grant, MOST)
+    if length is not None and length > most:
+        raise too_large(length, most, exchange.grant)
 
 
 def too_large(size: int, limit: int, grant: Grant) -> TooLarge:
@@ -139,8 +127,7 @@ async def _put(receiver: Receiver, exchange: Exchange, name: FileName) -> Respon
     content_range = exchange.headers("content-range")
     if content_range is not None:
         return await _put_part(receiver, exchange, name, fields.parse_content_range(content_range))
-    complete_here = exchange.headers("upload-complete")
-    if complete_here is not None and not fields.parse_boolean(complete_here):
+    if exchange.dialect.complete(exchange.headers) is False:
         return await _open(receiver, exchange, name)
     key = exchange.headers("tdx-upload-key")
     if key is None:
@@ -156,26 +143,36 @@ async def _put(receiver: Receiver, exchange: Exchange, name: FileName) -> Respon
 
 async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     length = exchange.head.framing.length
+    said = exchange.dialect.complete(exchange.headers)
+    if length is None and said:
+        length = parse_amount(exchange.headers, "upload-length")
     check_size(exchange, length)
     check_stated_length(exchange, length)
-    spec = spec_of(exchange, name, length)
-    # What a plain client leaves can be continued with Content-Range if its length is known.
-    # A tdx sender sends so small a file again as a whole.
-    spec = replace(spec, expires_after=PLAIN_EXPIRY, by_name=spec.key is None and length is not None)
-    claims = claims_of(exchange, "content-digest", "repr-digest")  # no content coding is taken
-    answer = await _settled_before_body(receiver, exchange, spec, claims)
+    spec = spec_of(exchange, name, length, "content-digest", "repr-digest")  # no content coding is taken
+    # What a plain client leaves can be continued where it was told of its upload, or with Content-Range if
+    # its length is known. A tdx sender sends so small a file again as a whole.
+    announced = spec.key is None and bool(said) and exchange.may_announce
+    by_name = spec.key is None and length is not None and not announced
+    spec = replace(spec, expires_after=PLAIN_EXPIRY, by_name=by_name)
+    answer = await _settled_before_body(receiver, exchange, spec)
     if answer is not None:
         return answer
     with _precondition(exchange):
         session, _, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
         with session.in_use():
             try:
+                if announced:
+                    await _announce(exchange, session)
                 await session.receive_onward(exchange, 0)
-                return await exchange.keep_posted(complete(receiver, exchange, session, claims))
-            except BaseException:
-                if not spec.by_name:
+                return await exchange.keep_posted(complete(receiver, exchange, session))
+            except BaseException as error:
+                if not (announced or by_name) or isinstance(error, Overrun | TooLarge):
                     await receiver.sessions.discard(session, "failed")
                 raise
+
+
+async def _announce(exchange: Exchange, session: Session) -> None:
+    await exchange.announce([location(session.id), limit(exchange, session.upload.spec)])
 
 
 def _only_new(exchange: Exchange) -> bool:
@@ -193,9 +190,7 @@ def _precondition(exchange: Exchange) -> Generator[None]:
         raise
 
 
-async def _settled_before_body(
-    receiver: Receiver, exchange: Exchange, spec: UploadSpec, claims: Sequence[Claim]
-) -> Response | None:
+async def _settled_before_body(receiver: Receiver, exchange: Exchange, spec: UploadSpec) -> Response | None:
     """The answer where the file that is there decides it, the body unread or dropped."""
     existing = await receiver.workers.on_disk(receiver.store.existing, spec.name)
     if existing is None:
@@ -205,7 +200,7 @@ async def _settled_before_body(
     outcome = None
     if spec.conflict is Conflict.SKIP:
         outcome = Outcome.SKIPPED
-    elif (path := await _find_there(receiver, spec, claims)) is not None:
+    elif (path := await _find_there(receiver, spec)) is not None:
         # Whoever put it there may not have made it durable yet, and this answer says that it is.
         size = await receiver.workers.in_turn(spec.owner, receiver.store.make_durable, path)
         existing = Existing(path, size)
@@ -218,9 +213,9 @@ async def _settled_before_body(
     return left_alone(receiver, exchange, spec.name, existing, outcome)
 
 
-async def _find_there(receiver: Receiver, spec: UploadSpec, claims: Sequence[Claim]) -> str | None:
+async def _find_there(receiver: Receiver, spec: UploadSpec) -> str | None:
     """The published file of one extent that has the digest claimed for the new one."""
-    claimed = {claim.digest for claim in claims if claim.algorithm == ALGORITHM}
+    claimed = {claim.digest for claim in spec.claims if claim.algorithm == ALGORITHM}
     if len(claimed) != 1 or spec.length is None or spec.length > spec.extent_size:
         return None
     digests = list(claimed) if spec.length else []
@@ -239,7 +234,7 @@ async def _put_part(
     check_size(exchange, length)
     if span.start == 0:
         spec = replace(spec_of(exchange, name, length), expires_after=PLAIN_EXPIRY, key=None, by_name=True)
-        answer = await _settled_before_body(receiver, exchange, spec, [])
+        answer = await _settled_before_body(receiver, exchange, spec)
         if answer is not None:
             return answer
         with _precondition(exchange):
@@ -284,37 +279,45 @@ async def _partial_of(
 
 
 async def complete(
-    receiver: Receiver, exchange: Exchange, session: Session, claims: Sequence[Claim]
+    receiver: Receiver, exchange: Exchange, session: Session, claims: Sequence[Claim] = ()
 ) -> Response:
     """Verify what a plain client sent against its digests, and publish it: 201 once durable."""
+    spec = session.upload.spec
     async with session.gate:
         await exchange.still_permitted()
         # The policy may have been changed since the upload was created.
-        exchange.grant.check_begun(session.upload.spec.name, session.upload.spec.conflict)
-        limit = largest_file(exchange.limits, exchange.grant, MAX_EXTENTS * MAX_EXTENT)
+        exchange.grant.check_begun(spec.name, spec.conflict)
+        most = largest_file(exchange.limits, exchange.grant, MOST)
         try:
-            receipt = await finish(session, claims, limit)
+            receipt = await finish(session, claims, most)
         except (DigestMismatch, Exists, TooLarge):
+            if exchange.resumable:
+                # It is not the upload that went wrong: there is nothing to be resumed.
+                exchange.always.append(exchange.dialect.completeness(done=True))
             await receiver.sessions.discard(session, "failed")
             raise
         receiver.sessions.ended(session, receipt.outcome)
-    return receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
+    response = receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
+    if exchange.resumable:
+        if exchange.head.method != "PATCH":
+            response.fields.append(location(session.id))
+        response.fields += [*standing(exchange, receipt.size, done=True), limit(exchange, ended=True)]
+    return response
 
 
 async def create(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """POST: an upload in parts, unless the request says that it is the whole."""
     name = exchange.grant.place(name)
-    if fields.parse_boolean(exchange.headers("upload-complete") or "?0"):
+    if exchange.dialect.complete(exchange.headers):
         return await _put(receiver, exchange, name)
     return await _open(receiver, exchange, name)
 
 
 async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
     """Create an upload, or take over the one an earlier run of the same push left."""
-    stated = exchange.headers("upload-length")
-    length = None if stated is None else fields.parse_integer(stated)
+    length = parse_amount(exchange.headers, "upload-length")
     check_size(exchange, length)
-    spec = spec_of(exchange, name, length)
+    spec = spec_of(exchange, name, length, "repr-digest")
     if spec.source_id is None:
         spec = replace(spec, expires_after=PLAIN_EXPIRY)
     existing = await receiver.workers.on_disk(receiver.store.existing, name)
@@ -336,15 +339,18 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     if earlier is not None:
         receiver.metrics.resumes.add(1)
         receiver.metrics.resumed_bytes.add(session.upload.held.total())
-    if not exchange.body_done:
-        with session.in_use():
+    with session.in_use():
+        await _announce(exchange, session)
+        if not exchange.body_done:
             try:
                 await receiver.sessions.admit(session, exchange.grant)
-                await session.receive_onward(exchange, 0)
-            except TooLarge:
+                await session.receive_onward(exchange, 0, claims_of(exchange, "content-digest"))
+            except (DigestMismatch, Overrun, TooLarge):
                 await receiver.sessions.discard(session, "failed")
                 raise
             await receiver.workers.on_disk(session.upload.mark)
+        if exchange.dialect.ends_at_length and session.offset == length:
+            return await exchange.keep_posted(complete(receiver, exchange, session))
     document: dict[str, object] = {
         "id": session.id,
         "epoch": epoch,
@@ -362,9 +368,9 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         201,
         document,
         [
-            ("Location", f"/uploads/{session.id}"),
-            ("Upload-Offset", str(session.offset)),
-            ("Upload-Complete", "?0"),
+            location(session.id),
+            *standing(exchange, session.offset, done=False),
+            limit(exchange, session.upload.spec),
         ],
     )
 
@@ -384,6 +390,6 @@ async def stand(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
             ("Upload-Offset", str(session.offset)),
             ("Upload-Length", str(length)),
             ("Upload-Complete", "?0"),
-            ("Cache-Control", "no-store"),
+            NO_STORE,
         ],
     )

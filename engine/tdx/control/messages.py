@@ -32,6 +32,7 @@ from tdx.proto import bundle, problem
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.fields import SEALED_AT_MOST, format_digest, parse_seal
 from tdx.proto.head import RequestHead, format_response
+from tdx.proto.resumable import VERSION_FIELD, Dialect, dialect_of
 
 JSON_TYPE: Final = "application/json"
 PROCESSING_SECONDS: Final = 5.0
@@ -106,11 +107,14 @@ class Exchange:
         self.grant = NOTHING_GRANTED
         """What the policy lets the caller do, once it has let it in."""
         self.limits = limits
+        self.always: list[tuple[str, str]] = []
+        """Fields that go with whatever final answer this request gets."""
         framing = head.framing
         self.body_done = not framing.chunked and framing.length == 0
         self._seal: bytes | None = None
         self._content = 0
-        self._expects_continue = (head.headers.get("expect") or "").lower() == "100-continue"
+        expects = (head.headers.get("expect") or "").lower() == "100-continue"
+        self._expects_continue = expects and head.takes_interim
 
     @property
     def identity(self) -> Identity:
@@ -136,6 +140,26 @@ class Exchange:
         headers = self.head.headers
         own = any(name in headers for name in ("tdx-epoch", "tdx-upload-key", "tdx-source"))
         return own or headers.get("content-type") == bundle.MEDIA_TYPE
+
+    @property
+    def dialect(self) -> Dialect:
+        return dialect_of(self.headers(VERSION_FIELD))
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the client knows of Resumable Uploads for HTTP."""
+        return self.dialect.version is not None or self.dialect.complete(self.headers) is not None
+
+    @property
+    def may_announce(self) -> bool:
+        """Whether the client is told by a 104 where to go on, before its body is read."""
+        return self.dialect.version is not None and self.head.takes_interim
+
+    async def announce(self, fields: Iterable[tuple[str, str]]) -> None:
+        """104 (Upload Resumption Supported), for a client that knows what it means."""
+        if self.may_announce:
+            stated = (VERSION_FIELD, str(self.dialect.version))
+            await self.connection.send(format_response(104, [stated, *fields]), self.limits.head_timeout)
 
     @property
     def protocol(self) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final, TypeVar
 
-from tdx.control import bundles, files, uploads
+from tdx.control import bundles, files, resumable, uploads
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.errors import MethodNotAllowed, NotFound
@@ -15,6 +15,7 @@ from tdx.proto.names import decode_name
 from tdx.version import VERSION
 
 Handler = Callable[[Receiver, Exchange], Awaitable[Response]]
+T = TypeVar("T")
 
 _UPLOAD_ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -46,14 +47,18 @@ async def hello(receiver: Receiver, exchange: Exchange) -> Response:
     )
 
 
+_HELLO: Final = {"GET": hello}
+_BUNDLES: Final = {"POST": bundles.receive}
 _FILES: Final = {"PUT": files.put_file, "POST": files.create, "HEAD": files.stand}
 _UPLOADS: Final = {
     "HEAD": uploads.query,
     "GET": uploads.query,
-    "PATCH": uploads.append,
+    "PATCH": resumable.append,
     "PUT": uploads.put_range,
     "DELETE": uploads.cancel,
 }
+_COMMITS: Final = {"POST": uploads.commit}
+_ANY: Final = {*_HELLO, *_BUNDLES, *_FILES, *_UPLOADS}
 
 
 def label_of(target: str) -> str:
@@ -72,29 +77,44 @@ def label_of(target: str) -> str:
 def route(method: str, target: str) -> Handler:
     """The handler of a request. NotFound, MethodNotAllowed, BadName."""
     if target == "/v1/hello":
-        _allow(method, {"GET"})
-        return hello
+        return _choose(method, _HELLO)
     if target == "/files":
-        _allow(method, {"POST"})
-        return bundles.receive
+        return _choose(method, _BUNDLES)
+    if method == "OPTIONS" and target in ("*", "/files/"):
+        return _options(_ANY if target == "*" else _FILES, creates=True)
     if target.startswith("/files/"):
         name = decode_name(target.removeprefix("/files/"))
-        on_file = _FILES[_allow(method, _FILES.keys())]
-        return lambda receiver, exchange: on_file(receiver, exchange, name)
+        return _choose(method, _bound(_FILES, name), creates=True)
     if target.startswith("/uploads/"):
         given, slash, rest = target.removeprefix("/uploads/").partition("/")
         upload = UploadId(given)
         if _UPLOAD_ID.fullmatch(given) and not slash:
-            on_upload = _UPLOADS[_allow(method, _UPLOADS.keys())]
-            return lambda receiver, exchange: on_upload(receiver, exchange, upload)
+            return _choose(method, _bound(_UPLOADS, upload), creates=True)
         if _UPLOAD_ID.fullmatch(given) and rest == "commit":
-            _allow(method, {"POST"})
-            return lambda receiver, exchange: uploads.commit(receiver, exchange, upload)
+            return _choose(method, _bound(_COMMITS, upload))
     raise NotFound(f"nothing is at {target}")
 
 
-def _allow(method: str, allowed: Collection[str]) -> str:
-    if method not in allowed:
-        choices = ", ".join(sorted(allowed))
+def _bound(
+    handlers: Mapping[str, Callable[[Receiver, Exchange, T], Awaitable[Response]]], subject: T
+) -> dict[str, Handler]:
+    """The handlers of one file or upload."""
+
+    def of(handler: Callable[[Receiver, Exchange, T], Awaitable[Response]]) -> Handler:
+        return lambda receiver, exchange: handler(receiver, exchange, subject)
+
+    return {method: of(handler) for method, handler in handlers.items()}
+
+
+def _choose(method: str, handlers: Mapping[str, Handler], *, creates: bool = False) -> Handler:
+    """``creates``: uploads begin or go on there."""
+    if method == "OPTIONS":
+        return _options(handlers, creates=creates)
+    if method not in handlers:
+        choices = ", ".join(sorted({*handlers, "OPTIONS"}))
         raise MethodNotAllowed(f"{method} is not for this resource; {choices}", allow=choices)
-    return method
+    return handlers[method]
+
+
+def _options(methods: Iterable[str], *, creates: bool) -> Handler:
+    return lambda _, exchange: resumable.options(exchange, methods, creates=creates)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, ParamSpec, TypeVar
 
-from tdx.control.messages import Exchange, FileBody, digests_differ
+from tdx.control.messages import Exchange, digests_differ
 from tdx.control.parts import Parts, overlap
 from tdx.control.quotas import Quotas
+from tdx.control.receiving import Judgement, Received, Writer
 from tdx.control.stored import hash_stored
 from tdx.control.workers import Workers
-from tdx.data.port import Cancel, ReceiveHooks, Slot
+from tdx.data.port import ReceiveHooks, Slot
 from tdx.data.probe import choose_receive
 from tdx.data.sockets import shut
 from tdx.errors import (
@@ -22,6 +22,7 @@ from tdx.errors import (
     ConnectionLost,
     Interrupted,
     OffsetMismatch,
+    Overrun,
     ProtocolError,
     Superseded,
     TdxError,
@@ -37,9 +38,8 @@ from tdx.integrity import (
     new_hasher,
 )
 from tdx.metrics import Metrics
-from tdx.model import Owner, Span, Stages, UploadId
-from tdx.policy.admission import Limits
-from tdx.policy.rules import Grant
+from tdx.model import Claim, Owner, Span, UploadId
+from tdx.policy.rules import largest_file
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import Leases, UploadEvent, UploadMachine
 from tdx.store.port import Piece, Store, Upload
@@ -55,26 +55,6 @@ SILENT_SECONDS: Final = 2.0
 
 APPEND_ENDS_SECONDS: Final = 1.0
 """How long an append that is to end may take to write what has arrived."""
-
-
-@dataclass(slots=True)
-class Writer:
-    """A body that is being received, and how to stop it. ``body`` is there once it is read."""
-
-    exchange: Exchange
-    span: Span
-    in_order: bool
-    cancel: Cancel = field(default_factory=Cancel)
-    body: FileBody | None = None
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(slots=True)
-class Received:
-    """What one body brought, and where the time went."""
-
-    stages: Stages = field(default_factory=Stages)
-    bytes: int = 0
 
 
 class Session:
@@ -215,20 +195,28 @@ class Session:
             await self.workers.on_disk(self.upload.invalidate, stale)
         held, size = self.upload.digests, self.upload.spec.extent_size
         slots = (Slot(part, keep=part.start // size not in held) for part in cut(writer.span, size))
-        return await self._receive(writer, slots, expected=expected, part_of=part_of)
+        judgement = Judgement(self.upload, self.metrics)
+        return await self._receive(writer, slots, judgement, expected=expected, part_of=part_of)
 
-    async def receive_onward(self, exchange: Exchange, start: int) -> Received:
+    async def receive_onward(self, exchange: Exchange, start: int, claims: Sequence[Claim] = ()) -> Received:
         """Receive from offset ``start``, which must be where the upload ends so far, to the
-        end of the body; a body that breaks off inside an extent leaves its beginning held."""
+        end of the body; a body that breaks off inside an extent leaves its beginning held.
+        DigestMismatch where it lacks one of ``claims``; Overrun beyond the upload's length."""
         offset, size, length = self.offset, self.upload.spec.extent_size, exchange.head.framing.length
         if start != offset:
-            raise OffsetMismatch(f"the upload stands at {offset}, not at {start}", offset=offset)
+            raise OffsetMismatch(
+                f"the upload stands at {offset}, not at {start}", offset=offset, provided=start
+            )
+        judgement = Judgement(self.upload, self.metrics, claims)
         if length == 0:
+            await self.workers.at_length(judgement.check, None)
             return Received()
         end = ENDLESS if length is None else start + length
         whole = self.upload.spec.length
         if whole is not None and length is not None and end > whole:
-            raise ProtocolError(f"the upload ends at {whole}, the body at {end}", type=INCONSISTENT_LENGTH)
+            raise Overrun(
+                f"the upload ends at {whole}, the body at {end}: it is given up", type=INCONSISTENT_LENGTH
+            )
         if length is not None and end > MAX_EXTENTS * size:
             raise TooLarge(f"a file of more than {MAX_EXTENTS * size} bytes")
         span = Span(start, end)
@@ -242,7 +230,7 @@ class Session:
                 yield Slot(next(spans), hasher=carried)
                 yield from (Slot(part, keep=part.start // size not in held) for part in spans)
 
-            return await self._receive(writer, slots(), expected=None)
+            return await self._receive(writer, slots(), judgement)
 
     @property
     def offset(self) -> int:
@@ -294,16 +282,25 @@ class Session:
             self.touch()
 
     async def _receive(
-        self, writer: Writer, slots: Iterator[Slot], *, expected: bytes | None, part_of: int | None = None
+        self,
+        writer: Writer,
+        slots: Iterator[Slot],
+        judgement: Judgement,
+        *,
+        expected: bytes | None = None,
+        part_of: int | None = None,
     ) -> Received:
         exchange, cancel, received = writer.exchange, writer.cancel, Received()
-        hooks = self._hooks(received, expected, writer, part_of)
+        hooks = self._hooks(writer, received, judgement, expected, part_of)
         body = writer.body = await exchange.file_body(cancel)
         pump = choose_receive(self._pump, self.upload, body)
+
+        def move() -> None:
+            with judgement.passed(writer.span.start, received):
+                received.stages = pump.receive(body, self.upload, slots, hooks, cancel)
+
         try:
-            received.stages = await exchange.connection.lend(
-                lambda _: pump.receive(body, self.upload, slots, hooks, cancel), cancel
-            )
+            await exchange.connection.lend(lambda _: move(), cancel)
         finally:
             self.received += received.bytes
         exchange.file_body_ended(body)
@@ -312,20 +309,23 @@ class Session:
 
     def _hooks(
         self,
-        received: Received,
-        expected: bytes | None,
         writer: Writer,
+        received: Received,
+        judgement: Judgement,
+        expected: bytes | None,
         part_of: int | None,
     ) -> ReceiveHooks:
-        exchange = writer.exchange
         size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
-        protocol, grant, quotas = (self.protocol,), exchange.grant, self._quotas
-        most = largest_file(exchange.limits, grant, MAX_EXTENTS * size)
-        unknown = upload.spec.length is None and grant.quota is not None
+        protocol, grant, quotas = (self.protocol,), writer.exchange.grant, self._quotas
+        most = largest_file(writer.exchange.limits, grant, MAX_EXTENTS * size)
+        start, whole = writer.span.start, upload.spec.length
+        unknown = whole is None and grant.quota is not None
 
         def arrived(n: int) -> None:
             received.bytes += n
             metrics.received_bytes.add(n, protocol)
+            if whole is not None and start + received.bytes > whole:
+                raise Overrun(f"the upload ends at {whole}: it is given up", type=INCONSISTENT_LENGTH)
             if unknown:
                 quotas.take(upload, grant, n)
 
@@ -342,7 +342,7 @@ class Session:
             if span.end > most:
                 raise TooLarge(f"a file of more than {most} bytes")
             if part_of is None:
-                upload.record(Piece(Span(index * size, span.end), digest))
+                judgement.record(Piece(Span(index * size, span.end), digest))
             elif self._parts.wrote(index, span, whole := extent_span(index, upload.spec.length, size)):
                 # Nobody writes there any more: a part that came again would have begun anew.
                 hasher = new_hasher()
@@ -351,7 +351,7 @@ class Session:
 
         def broke_off(span: Span, digest: bytes) -> None:
             if writer.in_order:
-                upload.record(Piece(Span(span.start // size * size, span.end), digest))
+                judgement.record(Piece(Span(span.start // size * size, span.end), digest))
 
         return ReceiveHooks(
             received=arrived,
@@ -397,8 +397,3 @@ class Session:
                 shut(writer.exchange.connection.sock)
             for writer in writers:
                 await writer.finished.wait()
-
-
-def largest_file(limits: Limits, grant: Grant, most: int) -> int:
-    """Bytes of the largest file that this receiver takes under this grant, no more than ``most``."""
-    return min(each for each in (limits.max_file, grant.max_file, most) if each is not None)

@@ -107,6 +107,14 @@ class Sessions:
             raise
         session.admitted = True
 
+    async def fix_length(self, session: Session, length: int, grant: Grant) -> None:
+        """The length of an upload has become known: from here on all of it counts. NoSpace as for
+        :meth:`admit`."""
+        await self._workers.on_disk(session.upload.set_length, length)
+        self.quotas.ended(session.owner, session.id)
+        session.admitted = False
+        await self.admit(session, grant)
+
     def _is_busy(self, upload: UploadId) -> bool:
         session = self._open.get(upload)
         return session is not None and session.busy

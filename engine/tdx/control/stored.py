@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from tdx.errors import ProtocolError
-from tdx.integrity import BUFFER_FOR_HASHING, Hasher
+from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, Hasher, new_hasher
 from tdx.model import Span
 from tdx.store.port import Upload
 
@@ -19,3 +21,11 @@ def hash_stored(upload: Upload, span: Span, hasher: Hasher) -> None:
             raise ProtocolError("stored bytes are missing")
         hasher.update(part[:n])
         at += n
+
+
+def digest_stored(upload: Upload, span: Span | None, algorithm: str) -> bytes:
+    """The digest of the stored bytes of ``span``, or of none, by the algorithm of that RFC 9530 key."""
+    hasher: Hasher = new_hasher() if algorithm == ALGORITHM else hashlib.new(algorithm.replace("-", ""))
+    if span is not None:
+        hash_stored(upload, span, hasher)
+    return hasher.digest()

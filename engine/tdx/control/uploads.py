@@ -2,66 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from tdx.control import ending
-from tdx.control.ending import Claim
-from tdx.control.files import check_stated_length, claims_of, complete, receipt_response
+from tdx.control.digests import claims_of
+from tdx.control.files import receipt_response
+from tdx.control.found import epoch_of, session_of, session_or_receipt, settled
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
+from tdx.control.upload_fields import NO_STORE, limit, standing
 from tdx.errors import (
     Exists,
     NotFound,
-    OffsetMismatch,
     ProtocolError,
     RangeNotSatisfiable,
     TooLarge,
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, MIN_EXTENT, PART, extent_count, extents_of
-from tdx.model import Receipt, Span, UploadId
+from tdx.model import Claim, Receipt, Span, UploadId
 from tdx.proto import fields
-from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent
 
 SPARE_DIGESTS: Final = 4096
-
-NO_STORE: Final = ("Cache-Control", "no-store")
-
-
-async def _session(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session:
-    found = await _session_or_receipt(receiver, exchange, upload)
-    if isinstance(found, Receipt):
-        raise NotFound("the upload has ended")
-    found.check_epoch(_epoch(exchange))
-    return found
-
-
-async def _session_or_receipt(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Session | Receipt:
-    """What there is of an upload. Superseded for a run that a newer one has finished.
-
-    The receipt is looked for last: who publishes writes it first and lets go of the session then, so that an
-    upload that ends meanwhile is never missed.
-    """
-    owner = exchange.identity.owner
-    try:
-        return await receiver.sessions.get(upload, owner)
-    except NotFound:
-        receipt = await receiver.sessions.receipt(upload, owner, _epoch(exchange))
-        if receipt is None:
-            raise
-        return receipt
-
-
-def _epoch(exchange: Exchange) -> int | None:
-    epoch = exchange.headers("tdx-epoch")
-    return None if epoch is None else fields.parse_integer(epoch)
+"""Digests that a commit may bring beyond those of its upload's extents."""
 
 
 async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
     """A run of extents; several connections at once, in any order."""
-    session = await _session(receiver, exchange, upload)
+    session = await session_of(receiver, exchange, upload)
     content_range = exchange.headers("content-range")
     if content_range is None:
         raise ProtocolError("a PUT on an upload needs Content-Range")
@@ -72,7 +43,7 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
     digest = _digest_of_one(session, exchange, span)
     await receiver.sessions.admit(session, exchange.grant)
     await session.cut_off_silent(span)
-    session = await _session(receiver, exchange, upload)
+    session = await session_of(receiver, exchange, upload)
     receive = session.receive_extents if _is_whole(session, span) else session.receive_part
     received = await receive(exchange, span, digest)
     return json_response(
@@ -123,49 +94,12 @@ def _digest_of_one(session: Session, exchange: Exchange, span: Span) -> bytes | 
     return digests[0]
 
 
-async def append(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
-    """PATCH: the next bytes in order (draft-ietf-httpbis-resumable-upload)."""
-    session = await _session(receiver, exchange, upload)
-    if exchange.headers("content-type") != "application/partial-upload":
-        raise ProtocolError("an append has Content-Type: application/partial-upload")
-    offset, done = exchange.headers("upload-offset"), exchange.headers("upload-complete")
-    if offset is None or done is None:
-        raise ProtocolError("an append needs Upload-Offset and Upload-Complete")
-    start, last, size = fields.parse_integer(offset), fields.parse_boolean(done), exchange.head.framing.length
-    with session.in_use():
-        await session.end_appends()
-        await receiver.sessions.admit(session, exchange.grant)
-        session = await _session(receiver, exchange, upload)
-        stood, length = session.offset, session.upload.spec.length
-        check_stated_length(exchange, length)
-        if start == stood and length is not None and size is not None and start + size > length:
-            await receiver.sessions.discard(session, "failed")
-            raise ProtocolError(f"the upload ends at {length}; it is given up", type=INCONSISTENT_LENGTH)
-        try:
-            await session.receive_onward(exchange, start)
-            if last:
-                claims = claims_of(exchange, "repr-digest")
-                return await exchange.keep_posted(complete(receiver, exchange, session, claims))
-        except OffsetMismatch:
-            if start != stood:
-                raise
-            # The draft forbids an offset to decrease.
-            await receiver.sessions.discard(session, "failed")
-            raise NotFound("bytes of this upload were lost; start a new one") from None
-        except TooLarge:
-            await receiver.sessions.discard(session, "failed")
-            raise
-        # An offset that is told must not decrease, whatever happens to the machine.
-        await receiver.workers.on_disk(session.upload.mark)
-        return Response(204, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0"), NO_STORE])
-
-
 async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
     """Compare the sender's digests and publish. A repeated commit gets the same receipt."""
     length = exchange.headers("upload-length")
     if length is None:
         raise ProtocolError("a commit needs Upload-Length")
-    found = await _session_or_receipt(receiver, exchange, upload)
+    found = await session_or_receipt(receiver, exchange, upload)
     body = await exchange.small_body(_most_digests(found) * DIGEST_SIZE)
     if len(body) % DIGEST_SIZE:
         raise ProtocolError(f"a commit's body is a run of {DIGEST_SIZE}-byte digests")
@@ -200,11 +134,11 @@ async def _commit(
     upload: UploadId,
     digests: list[bytes],
     length: int,
-    claims: list[Claim],
+    claims: Sequence[Claim],
     *,
     check_identical: bool,
 ) -> Receipt:
-    owner, epoch = exchange.identity.owner, _epoch(exchange)
+    owner, epoch = exchange.identity.owner, epoch_of(exchange)
     receipt = await receiver.sessions.receipt(upload, owner, epoch)
     if receipt is not None:
         return receipt
@@ -233,22 +167,25 @@ async def _commit(
 
 async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
     """HEAD: offset and completeness (the draft); GET: the same as JSON, with the held ranges."""
-    found = await _session_or_receipt(receiver, exchange, upload)
+    found = await session_or_receipt(receiver, exchange, upload)
+    if isinstance(found, Session):
+        if (stated := epoch_of(exchange)) is not None:
+            found.check_epoch(stated)
+        if exchange.head.method == "HEAD" and found.upload.spec.source_id is None:
+            with found.in_use():
+                found = await settled(receiver, exchange, upload, found)
+                if isinstance(found, Session):
+                    await receiver.workers.on_disk(found.upload.mark)
     if isinstance(found, Receipt):
         length: int | None = found.size
         offset, state, epoch, held = found.size, "published", None, [[0, found.size]] if found.size else []
+        bounds = limit(exchange, ended=True)
     else:
-        session, stated = found, _epoch(exchange)
-        if stated is not None:
-            session.check_epoch(stated)
-        if exchange.head.method == "HEAD" and session.upload.spec.source_id is None:
-            with session.in_use():
-                await session.end_appends()
-                await receiver.workers.on_disk(session.upload.mark)
-        length, offset, state = session.upload.spec.length, session.offset, session.machine.state.value
-        epoch, held = session.upload.epoch, [[span.start, span.end] for span in session.upload.held]
-    done = fields.format_boolean(isinstance(found, Receipt))
-    answer = [("Upload-Offset", str(offset)), ("Upload-Complete", done), NO_STORE]
+        spec = found.upload.spec
+        length, offset, state = spec.length, found.offset, found.machine.state.value
+        epoch, held = found.upload.epoch, [[span.start, span.end] for span in found.upload.held]
+        bounds = limit(exchange, spec)
+    answer = [*standing(exchange, offset, done=isinstance(found, Receipt)), bounds, NO_STORE]
     if length is not None:
         answer.append(("Upload-Length", str(length)))
     if exchange.head.method == "HEAD":
@@ -259,7 +196,7 @@ async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
 
 async def cancel(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:
     async with receiver.sessions.alone(upload, exchange.identity.owner) as session:
-        session.check_epoch(_epoch(exchange))
+        session.check_epoch(epoch_of(exchange))
         session.machine.handle(UploadEvent.CANCEL)
         await session.cut_off_writers(NotFound("the upload was cancelled"))
         await receiver.sessions.discard(session, "cancelled")

@@ -13,6 +13,7 @@ from typing import Final
 
 from tdx.errors import Forbidden
 from tdx.model import Conflict, FileName, Identity, shown
+from tdx.policy.admission import Limits
 from tdx.proto.names import check_name
 
 ALL_CONFLICTS: Final = frozenset(Conflict)
@@ -194,3 +195,8 @@ def _where_to_change(identity: Identity, place: str = "") -> str:
     return (
         f"push as the user that the receiver runs as, or {change}" if identity.provider == "local" else change
     )
+
+
+def largest_file(limits: Limits, grant: Grant, most: int) -> int:
+    """Bytes of the largest file that this receiver takes under this grant, no more than ``most``."""
+    return min(each for each in (limits.max_file, grant.max_file, most) if each is not None)

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
+
+EXPOSED: Final = (
+    "Location, Upload-Offset, Upload-Complete, Upload-Incomplete, Upload-Length, Upload-Limit, Accept-Patch"
+)
+"""What a page that may call may read of an answer, besides what every page may."""
+
+ACCEPTED: Final = (
+    "Content-Type, Content-Range, Content-Digest, Repr-Digest, If-None-Match, Upload-Offset, "
+    "Upload-Complete, Upload-Incomplete, Upload-Length, Upload-Draft-Interop-Version, Upload-Metadata, "
+    "Upload-Defer-Length, Tdx-Conflict, Tdx-Mtime, Tdx-Mode"
+)
+"""The fields that such a page may send."""
+
+PREFLIGHT_SECONDS: Final = 600
+"""How long a browser need not ask again. Each request is judged anew all the same."""
 
 
 def host_allowed(name: str, local_address: str, names: frozenset[str], machine: str) -> bool:
@@ -32,6 +48,26 @@ def origin_allowed(origin: str | None, referer: str | None, allowed: frozenset[s
     if origin is not None and ("://" not in origin or origin.lower() not in known):
         return False
     return referer is None or _origin_of(referer) in known
+
+
+def answer_fields(origin: str | None, allowed: frozenset[str]) -> list[tuple[str, str]]:
+    """The fields of every answer to a request that :func:`origin_allowed` has let go on: they let the page of
+    that one origin read it. Never a wildcard, and never credentials: a browser has none for this."""
+    fields = [("Vary", "Origin")] if allowed else []
+    if origin is not None:
+        fields += [("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", EXPOSED)]
+    return fields
+
+
+def preflight_fields(methods: str, *, private_network: bool) -> list[tuple[str, str]]:
+    """What the answer to a preflight says besides. ``private_network``: the browser asks, too, whether a
+    page of the internet may call a private address."""
+    fields = [
+        ("Access-Control-Allow-Methods", methods),
+        ("Access-Control-Allow-Headers", ACCEPTED),
+        ("Access-Control-Max-Age", str(PREFLIGHT_SECONDS)),
+    ]
+    return [*fields, ("Access-Control-Allow-Private-Network", "true")] if private_network else fields
 
 
 def _origin_of(url: str) -> str:

@@ -50,6 +50,7 @@ _OURS = "tdx-"
 _REASONS: Final = {
     100: "Continue",
     102: "Processing",
+    104: "Upload Resumption Supported",
     200: "OK",
     201: "Created",
     202: "Accepted",
@@ -132,13 +133,15 @@ class Framing:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """``target`` is in origin form, still percent-encoded, or ``*`` for OPTIONS."""
+    """``target`` is in origin form, still percent-encoded, or ``*`` for OPTIONS. ``takes_interim``:
+    HTTP/1.0 knows no interim responses (RFC 9110 section 15.2)."""
 
     method: str
     target: str
     headers: Headers
     keep_alive: bool
     framing: Framing
+    takes_interim: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,8 @@ def parse_request(data: bytes) -> RequestHead:
     if version == "1.0" and "transfer-encoding" in headers:
         raise ProtocolError("HTTP/1.0 has no Transfer-Encoding")
     framing = _framing(headers) or Framing(0, chunked=False, stated=False)
-    return RequestHead(method, target, headers, version == "1.1" and not _closes(headers), framing)
+    newer = version == "1.1"
+    return RequestHead(method, target, headers, newer and not _closes(headers), framing, takes_interim=newer)
 
 
 def parse_response(data: bytes, *, to_head: bool = False) -> ResponseHead:

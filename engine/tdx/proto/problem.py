@@ -36,11 +36,14 @@ MAX_MESSAGE: Final = 1000
 IANA: Final = "https://iana.org/assignments/http-problem-types#"
 INCONSISTENT_LENGTH: Final = IANA + "inconsistent-upload-length"
 """For ``ProtocolError(..., type=INCONSISTENT_LENGTH)``: the lengths a client told differ."""
+COMPLETED_UPLOAD: Final = IANA + "completed-upload"
+"""Likewise: nothing more can be appended."""
 
 _IANA_TYPES: Final[dict[str, type[TdxError]]] = {
     IANA + "mismatching-upload-offset": OffsetMismatch,
     IANA + "digest-mismatched-values": DigestMismatch,
     INCONSISTENT_LENGTH: ProtocolError,
+    COMPLETED_UPLOAD: ProtocolError,
 }
 _TYPE_OF: Final = {cls: uri for uri, cls in _IANA_TYPES.items() if cls is not ProtocolError}
 
@@ -63,6 +66,8 @@ def document_of(error: TdxError) -> dict[str, object]:
         document["type"] = registered
     if isinstance(error, OffsetMismatch):
         document["expected-offset"] = error.offset
+        if error.provided is not None:
+            document["provided-offset"] = error.provided
     return document
 
 

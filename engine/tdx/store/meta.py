@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from tdx.model import Conflict, FileName, Owner, Span, UploadSpec
+from tdx.model import Claim, Conflict, FileName, Owner, Span, UploadSpec
 
 VERSION: Final = 1
 
@@ -26,6 +26,7 @@ def encode(spec: UploadSpec) -> bytes:
         "key": spec.key,
         "expires_after": spec.expires_after,
         "by_name": spec.by_name,
+        "claims": [[claim.algorithm, claim.digest.hex()] for claim in spec.claims],
     }
     return json.dumps(document, separators=(",", ":")).encode("ascii")
 
@@ -50,6 +51,9 @@ def decode(data: bytes) -> UploadSpec:
             key=document["key"],
             expires_after=document["expires_after"],
             by_name=document["by_name"],
+            claims=tuple(
+                Claim(algorithm, bytes.fromhex(digest)) for algorithm, digest in document.get("claims", ())
+            ),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not an upload's meta: {error!r}") from error

@@ -1,0 +1,74 @@
+"""One body of a file on its way to an upload: who writes it, what it has brought, and whether that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+from tdx.control.messages import Exchange, FileBody, digests_differ
+from tdx.control.stored import digest_stored
+from tdx.data.port import Cancel
+from tdx.errors import DigestMismatch
+from tdx.metrics import Metrics
+from tdx.model import Claim, Span, Stages
+from tdx.store.port import Piece, Upload
+
+
+@dataclass(slots=True)
+class Writer:
+    """A body that is being received, and how to stop it. ``body`` is there once it is read."""
+
+    exchange: Exchange
+    span: Span
+    in_order: bool
+    cancel: Cancel = field(default_factory=Cancel)
+    body: FileBody | None = None
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class Received:
+    """What one body brought, and where the time went."""
+
+    stages: Stages = field(default_factory=Stages)
+    bytes: int = 0
+
+
+class Judgement:
+    """Holds back the pieces of one body until all of it is known to have the digests claimed of it (RFC 9530
+    Content-Digest), so that nobody is told an offset that is taken back. Without a claim, nothing."""
+
+    def __init__(self, upload: Upload, metrics: Metrics, claims: Sequence[Claim] = ()) -> None:
+        self._upload = upload
+        self._metrics = metrics
+        self._claims = claims
+        self._pieces: list[Piece] = []
+
+    def record(self, piece: Piece) -> None:
+        if self._claims:
+            self._pieces.append(piece)
+        else:
+            self._upload.record(piece)
+
+    @contextlib.contextmanager
+    def passed(self, start: int, received: Received) -> Generator[None]:
+        """Around the receiving of a body that goes to ``start``. DigestMismatch where it came whole and lacks
+        a digest: nothing of it is held. Of one that breaks off nothing can be said: what came is held."""
+        try:
+            yield
+            self.check(Span(start, start + received.bytes) if received.bytes else None)
+        except DigestMismatch:
+            self._pieces.clear()
+            raise
+        finally:
+            for piece in self._pieces:
+                self._upload.record(piece)
+
+    def check(self, span: Span | None) -> None:
+        """DigestMismatch where what is stored there lacks a digest; None stands for an empty body. Blocks."""
+        for claim in self._claims:
+            if digest_stored(self._upload, span, claim.algorithm) != claim.digest:
+                self._metrics.digest_failures.add(1)
+                raise digests_differ(claim.algorithm, claim.digest)
