@@ -104,3 +104,22 @@ def test_an_upload_that_a_failed_sync_has_spoiled_is_taken_up_again(
     assert again.put(receiver, 0, CONTENT, len(CONTENT)).status == 200
     assert again.commit(receiver, CONTENT).status == 200
     assert receiver.visible() == {"f": CONTENT}
+
+
+def test_a_part_that_cannot_be_held_against_its_digest_does_not_count(
+    receiver: RunningReceiver, system: FaultySystem
+) -> None:
+    upload = open_upload(receiver, "f", None, source=None)
+    digest = b64encode(hashlib.sha256(CONTENT).digest()).decode()
+    fields = {
+        "Content-Type": "application/partial-upload",
+        "Content-Digest": f"sha-256=:{digest}:",
+        "Upload-Offset": 0,
+        "Upload-Complete": "?0",
+    }
+    system.fail("preadv", 5)
+    answer = receiver.request("PATCH", upload.target, CONTENT, fields)
+    assert (answer.status, answer.problem) == (500, "storage")
+    system.heal()
+    assert receiver.request("HEAD", upload.target).headers["upload-offset"] == "0"
+    assert receiver.request("PATCH", upload.target, CONTENT, fields).status == 204

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from store.faulty import FaultySystem
 from support.datakit import pattern
-from support.receiving import RunningReceiver, running
+from support.processes import wait_until
+from support.receiving import RunningReceiver, in_background, local_store, running
 from support.wire import Answer, Wire, chunked, head
 from tdx.policy.admission import Limits
 
@@ -196,6 +199,44 @@ class TestResuming:
             receiver.has_bodies(1)
         receiver.has_bodies(0)
         assert receiver.request("HEAD", "/files/f").headers["upload-offset"] == "99"
+
+
+class TestWhilePublishing:
+    @pytest.fixture
+    def system(self) -> FaultySystem:
+        return FaultySystem()
+
+    @pytest.fixture
+    def receiver(self, tmp_path: Path, system: FaultySystem) -> Iterator[RunningReceiver]:
+        with running(tmp_path, make_store=local_store(system)) as started:
+            yield started
+
+    @pytest.mark.parametrize("method", ["HEAD", "PATCH"])
+    def test_who_comes_back_is_answered_once_it_is_published(
+        self, receiver: RunningReceiver, system: FaultySystem, method: str
+    ) -> None:
+        target = receiver.request("POST", "/files/f", b"", {"Upload-Complete": "?0"}).headers["location"]
+        publishing, go_on = threading.Event(), threading.Event()
+
+        def before(name: str, arguments: tuple[object, ...]) -> None:
+            if name == "rename_noreplace":
+                publishing.set()
+                assert go_on.wait(30)
+
+        system.before = before
+        fields = {"Content-Type": TYPE, "Upload-Offset": 4, "Upload-Complete": "?1"}
+        with in_background(lambda: append(receiver, target, 0, b"data", Upload_Complete="?1")) as published:
+            assert publishing.wait(30)
+            with in_background(lambda: receiver.request(method, target, b"", fields)) as asked:
+                (session,) = receiver.running.sessions._open.values()
+                try:
+                    wait_until(lambda: session._users == 3, "both are at it, the first one twice")
+                finally:
+                    go_on.set()
+                assert published.result().status == 201
+                answer = asked.result()
+        assert answer.status == (204 if method == "HEAD" else 400)
+        assert answer.headers["upload-complete"] == "?1"
 
 
 class TestVersions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -117,6 +118,28 @@ def test_a_dropped_connection_is_made_again(
         assert pushing.result().outcome is Outcome.PUBLISHED
     assert receiver.visible() == {"disk.img": source.read_bytes()}
     assert tally.retries > 0
+
+
+def test_an_upload_of_other_clients_is_announced_and_goes_on_over_tls(
+    receiver: RunningReceiver, sender: Path
+) -> None:
+    content = pattern(EXTENT + 1000)
+    fields = {"Upload-Draft-Interop-Version": 8, "Upload-Complete": "?1"}
+    with secured(receiver, sender) as wire:
+        wire.sendall(head("PUT", "/files/f", {**fields, "Content-Length": len(content)}))
+        announced = re.match(rb"HTTP/1.1 104 (?:.*\r\n)*Location: (\S+)\r\n", wire.recv(65536))
+        assert announced
+        wire.sendall(content[:EXTENT])
+        receiver.has_received(EXTENT)
+    receiver.has_bodies(0)
+    target = announced[1].decode()
+    append = {**fields, "Content-Type": "application/partial-upload", "Upload-Offset": EXTENT}
+    with secured(receiver, sender) as wire:
+        wire.sendall(head("HEAD", target))
+        assert f"Upload-Offset: {EXTENT}\r\n".encode() in wire.recv(65536)
+        wire.sendall(head("PATCH", target, {**append, "Content-Length": 1000}) + content[EXTENT:])
+        assert wire.recv(65536).startswith(b"HTTP/1.1 201 ")
+    assert receiver.visible() == {"f": content}
 
 
 def test_an_address_that_has_become_another_machines_does_not_hide_the_one_that_is_right(

@@ -47,20 +47,20 @@ def listening(processes: Processes, area: Path, *origins: str) -> Receiver:
     return processes.receiver(area / "inbox", area / "receiver-state", config=config)
 
 
-def shown(processes: Processes, area: Path, site: Site) -> Any:
+def shown(processes: Processes, profile: Path, site: Site) -> Any:
     """What the site's script finds in a browser."""
-    with browsing(processes, area / "profile", site.origin):
+    with browsing(processes, profile, site.origin):
         return site.found()
 
 
 def test_a_page_of_a_listed_origin_uploads_aborts_asks_and_goes_on(
-    processes: Processes, area: Path, source: Path
+    processes: Processes, area: Path, tmp_path: Path, source: Path
 ) -> None:
     with serving("", source.read_bytes()) as site:
         receiver = listening(processes, area, site.origin)
         with mistreating(receiver.port, always(Fault("stall", STALL))) as proxy:
             site.script = script("upload.js", RECEIVER=f"http://127.0.0.1:{proxy.peer.port}", ENOUGH=STALL)
-            found = shown(processes, area, site)
+            found = shown(processes, tmp_path / "profile", site)
     begun = {"Upload-Offset": "0", "Upload-Complete": "?0", "Upload-Length": None}
     limit = {"Upload-Limit": found["options"]["Upload-Limit"]}
     assert limit["Upload-Limit"].startswith("max-size=")
@@ -79,11 +79,13 @@ def test_a_page_of_a_listed_origin_uploads_aborts_asks_and_goes_on(
     assert sha256_of(receiver.folder / "from a page.bin") == sha256_of(source)
 
 
-def test_a_page_of_a_listed_origin_puts_a_whole_file(processes: Processes, area: Path, source: Path) -> None:
+def test_a_page_of_a_listed_origin_puts_a_whole_file(
+    processes: Processes, area: Path, tmp_path: Path, source: Path
+) -> None:
     with serving("", source.read_bytes()) as site:
         receiver = listening(processes, area, site.origin)
         site.script = script("put.js", RECEIVER=receiver.url)
-        found = shown(processes, area, site)
+        found = shown(processes, tmp_path / "profile", site)
     assert (found["status"], found["receipt"]["size"]) == (201, SIZE)
     assert found["location"].startswith("/uploads/")
     assert sha256_of(receiver.folder / "whole.bin") == sha256_of(source)
@@ -113,7 +115,7 @@ def untouched(receiver: Receiver, target: str) -> bool:
 
 @pytest.mark.parametrize("listed", [True, False], ids=["another is listed", "none is listed"])
 def test_a_page_of_any_other_origin_stores_changes_and_reads_nothing(
-    processes: Processes, area: Path, begun: Callable[[Receiver], str], listed: bool
+    processes: Processes, area: Path, tmp_path: Path, begun: Callable[[Receiver], str], listed: bool
 ) -> None:
     receiver = listening(processes, area, *(["https://files.example"] if listed else []))
     target = begun(receiver)
@@ -127,7 +129,7 @@ def test_a_page_of_any_other_origin_stores_changes_and_reads_nothing(
         counted = receiver.scrape()
         return sum(counted.get(name, 0) for name in refused)
 
-    with serving(tries + "return found;") as site, browsing(processes, area / "profile", site.origin):
+    with serving(tries + "return found;") as site, browsing(processes, tmp_path / "profile", site.origin):
         found = site.found()
         wait_until(lambda: posts() >= BLIND + 1, "all that needs no preflight has come")
     unread = {"blind post", "quiet post", "quiet commit"}
@@ -139,14 +141,14 @@ def test_a_page_of_any_other_origin_stores_changes_and_reads_nothing(
 
 
 def test_a_page_whose_name_was_made_to_lead_here_is_refused_everything(
-    processes: Processes, area: Path, begun: Callable[[Receiver], str]
+    processes: Processes, area: Path, tmp_path: Path, begun: Callable[[Receiver], str]
 ) -> None:
     receiver = listening(processes, area)
     target = begun(receiver)
     tries = script("attempts.js", RECEIVER="").replace("/uploads/ID", target)
     with serving(tries + "return found;", behind=receiver.port) as site:
         url, rules = f"http://rebound.example:{site.port}/", "MAP rebound.example 127.0.0.1"
-        with browsing(processes, area / "profile", url, f"--host-resolver-rules={rules}"):
+        with browsing(processes, tmp_path / "profile", url, f"--host-resolver-rules={rules}"):
             found = site.found()
     assert len(found) == 10
     assert set(found.values()) == {403}

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from tdx.control.messages import Exchange, FileBody, digests_differ
 from tdx.control.stored import digest_stored
 from tdx.data.port import Cancel
-from tdx.errors import DigestMismatch
 from tdx.metrics import Metrics
 from tdx.model import Claim, Span, Stages
 from tdx.store.port import Piece, Upload
@@ -58,13 +57,15 @@ class Judgement:
         a digest: nothing of it is held. Of one that breaks off nothing can be said: what came is held."""
         try:
             yield
-            self.check(Span(start, start + received.bytes) if received.bytes else None)
-        except DigestMismatch:
-            self._pieces.clear()
+        except BaseException:
+            self._hold()
             raise
-        finally:
-            for piece in self._pieces:
-                self._upload.record(piece)
+        self.check(Span(start, start + received.bytes) if received.bytes else None)
+        self._hold()
+
+    def _hold(self) -> None:
+        for piece in self._pieces:
+            self._upload.record(piece)
 
     def check(self, span: Span | None) -> None:
         """DigestMismatch where what is stored there lacks a digest; None stands for an empty body. Blocks."""

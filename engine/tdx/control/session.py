@@ -318,14 +318,14 @@ class Session:
         size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
         protocol, grant, quotas = (self.protocol,), writer.exchange.grant, self._quotas
         most = largest_file(writer.exchange.limits, grant, MAX_EXTENTS * size)
-        start, whole = writer.span.start, upload.spec.length
-        unknown = whole is None and grant.quota is not None
+        start, length = writer.span.start, upload.spec.length
+        unknown = length is None and grant.quota is not None
 
         def arrived(n: int) -> None:
             received.bytes += n
             metrics.received_bytes.add(n, protocol)
-            if whole is not None and start + received.bytes > whole:
-                raise Overrun(f"the upload ends at {whole}: it is given up", type=INCONSISTENT_LENGTH)
+            if length is not None and start + received.bytes > length:
+                raise Overrun(f"the upload ends at {length}: it is given up", type=INCONSISTENT_LENGTH)
             if unknown:
                 quotas.take(upload, grant, n)
 
