@@ -350,6 +350,17 @@ def test_another_file_of_the_name_and_size_that_is_there_gets_no_byte_in_at_a_fu
         assert (receiver.visible(), receiver.staged()) == ({"disk.img": BIG}, [])
 
 
+def test_every_stream_of_an_upload_that_was_removed_for_the_quota_is_told_so(tmp_path: Path) -> None:
+    size = len(BIG)
+    with granting(tmp_path, rule(quota=size)) as receiver:
+        push(receiver.peer, source(tmp_path, BIG), tmp_path / "sender")
+        upload = open_upload(receiver, "disk.img", size)
+        for start in (0, EXTENT):
+            answer = upload.put(receiver, start, BIG[start : start + EXTENT], size)
+            assert (answer.status, answer.problem) == (507, "no-space")
+        assert receiver.staged() == []
+
+
 def test_uploads_that_only_compare_cannot_pile_up(tmp_path: Path) -> None:
     size = len(BIG)
     with granting(tmp_path, rule(quota=2 * size)) as receiver:

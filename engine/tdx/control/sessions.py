@@ -39,7 +39,8 @@ class Sessions:
         self._pump = pump
         self.quotas = Quotas(store)
         self._open: dict[UploadId, Session] = {}
-        self._superseded: OrderedDict[UploadId, Owner] = OrderedDict()
+        self._removed: OrderedDict[UploadId, tuple[Owner, TdxError]] = OrderedDict()
+        """Whose uploads are no more, and what their streams that are still on their way are told."""
         self._last_epochs: OrderedDict[UploadId, int] = OrderedDict()
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         """A lock lives as long as somebody holds it or waits for it."""
@@ -101,8 +102,9 @@ class Sessions:
             return
         try:
             await self._workers.on_disk(self.quotas.admit, session.upload, grant)
-        except NoSpace:
+        except NoSpace as error:
             if not session.upload.held:
+                _remember(self._removed, session.id, (session.owner, error))
                 await self.discard(session, "failed")
             raise
         session.admitted = True
@@ -144,15 +146,17 @@ class Sessions:
             if self._open.get(upload) is not session:
                 return
             session.machine.handle(UploadEvent.SUPERSEDE)
-            await session.cut_off_writers(Superseded("a newer run of the same push has replaced this upload"))
-            _remember(self._superseded, upload, owner)
+            replaced = Superseded("a newer run of the same push has replaced this upload")
+            await session.cut_off_writers(replaced)
+            _remember(self._removed, upload, (owner, replaced))
             await self.discard(session, "superseded")
 
     async def get(self, upload: UploadId, owner: Owner) -> Session:
         """The session of an upload, opened from the store where this process does not hold
         it. NotFound for an unknown one and for another owner's alike."""
-        if self._superseded.get(upload) == owner:
-            raise Superseded("a newer run of the same push has replaced this upload")
+        former, why = self._removed.get(upload, (None, NotFound("no such upload")))
+        if former == owner:
+            raise why.with_traceback(None)
         async with self._lock(upload):
             session = self._open.get(upload)
             if session is not None and session.upload.spoiled and not session.busy:
