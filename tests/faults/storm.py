@@ -105,6 +105,12 @@ class Storm:
         """How often the store could not read a file."""
         return sum(self.struck[call, "EIO"] for call in ("open", "stat", "fstat", "preadv"))
 
+    @property
+    def unseen(self) -> int:
+        """How often it could not look at what there is."""
+        looks = ("open", "stat", "fstat", "listdir", "flock", "read")
+        return sum(count for (call, _), count in self.struck.items() if call in looks)
+
     def meets(self, call: str) -> bool:
         """One call: OSError where it fails, whether it is to be short otherwise."""
         with self._lock:

@@ -93,7 +93,7 @@ def test_whatever_fails_nothing_is_lost_and_nothing_is_half_done(
 def one_schedule(
     dice: random.Random, kind: type[Scene], folder: Path, storm: Storm, did: Counter[str]
 ) -> None:
-    system, unread = StormySystem(storm), storm.unread
+    system, unread, unseen = StormySystem(storm), storm.unread, storm.unseen
     with running(
         folder,
         make_store=local_store(system),
@@ -124,5 +124,6 @@ def one_schedule(
         scene.check(acknowledged=not refused, unread=storm.unread - unread)
         if isinstance(scene, File | Many) and not refused:
             receiver.restart()  # what could not be removed at its end is removed now
-            assert receiver.staged() == []
+            # A partial that could not be seen when a fresh run came stays until it expires.
+            assert receiver.staged() == [] or storm.unseen > unseen
     assert system.fds == set()
