@@ -248,9 +248,9 @@ class _PlainScene(Scene):
         pieces = [body[at : at + 100_000] for at in range(0, len(body), 100_000)] if chunked else body
         try:
             connection.request(method, target, pieces, given, encode_chunked=chunked)
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            content = answer.read()
+            with connection.getresponse() as answer:
+                found = {name.lower(): value for name, value in answer.getheaders()}
+                content = answer.read()
             self.told.append(f"{method} {answer.status} {content[:200]!r}")
             return answer.status, found, content
         except (OSError, http.client.HTTPException) as error:
