@@ -7,6 +7,7 @@ import errno
 import hashlib
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from store.faulty import FaultySystem
 from support.datakit import pattern
-from support.receiving import RunningReceiver, local_store, running
+from support.receiving import RunningReceiver, in_background, local_store, running
 from support.wire import Answer, chunked, head
 
 EXTENT = 4 << 20
@@ -82,6 +83,29 @@ def test_a_partial_that_is_whole_and_could_not_be_published_asks_for_its_last_ex
         assert put_part(receiver, 2 * EXTENT, SIZE).status == 201
         assert receiver.visible() == {"disk.img": CONTENT}
         assert receiver.staged() == []
+
+
+def test_who_asks_for_a_partial_that_is_being_published_is_answered_once_it_is(tmp_path: Path) -> None:
+    system, renaming, go_on = FaultySystem(), threading.Event(), threading.Event()
+
+    def before(name: str, arguments: tuple[object, ...]) -> None:
+        if name == "rename_noreplace":
+            renaming.set()
+            assert go_on.wait(30)
+
+    with running(tmp_path, make_store=local_store(system)) as receiver:
+        put_part(receiver, 0, EXTENT)
+        system.before = before
+        with in_background(lambda: put_part(receiver, EXTENT, SIZE)) as putting:
+            assert renaming.wait(30)
+            with receiver.connect() as asking:
+                asking.send(head("HEAD", "/files/disk.img"))
+                assert receiver.request("GET", "/v1/hello").status == 200
+                assert asking.is_silent()
+                go_on.set()
+                assert asking.answer(to_head=True).status == 404
+        assert putting.result().status == 201
+        assert receiver.visible() == {"disk.img": CONTENT}
 
 
 @pytest.mark.parametrize("start", [1, 999, 1001, EXTENT, SIZE - 1])

@@ -265,17 +265,16 @@ async def _partial_of(
     gives up its last extent: curl takes an offset at the end of its file for the end of its work.
     """
     owner, sessions = exchange.identity.owner, receiver.sessions
-    found = await sessions.find_sequential(owner, name, length)
-    if found is None or found.attended or not found.offset or found.offset != found.upload.spec.length:
-        return found
-    try:
-        async with sessions.alone(found.id, owner) as session:
-            if not session.attended:
-                last = (session.offset - 1) // session.upload.spec.extent_size
-                await receiver.workers.on_disk(session.upload.invalidate, [last])
-            return session
-    except NotFound:
-        return None  # it was published meanwhile
+    while True:
+        found = await sessions.find_sequential(owner, name, length)
+        if found is None or not found.offset or found.offset != found.upload.spec.length:
+            return found
+        await found.unused()  # it may be on its way to its name
+        with contextlib.suppress(NotFound):
+            async with sessions.alone(found.id, owner) as session:
+                if session.offset == session.upload.spec.length:  # nobody else has asked meanwhile
+                    last = (session.offset - 1) // session.upload.spec.extent_size
+                    await receiver.workers.on_disk(session.upload.invalidate, [last])
 
 
 async def complete(

@@ -91,6 +91,8 @@ class Session:
         self._quotas = quotas
         self._pump = pump
         self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
         self._rechecking: asyncio.Task[None] | None = None
         self._leases = Leases()
         self._parts = Parts()
@@ -115,22 +117,24 @@ class Session:
         return await self.workers.in_turn(self.owner, work, *args, **kwargs)
 
     @property
-    def attended(self) -> bool:
-        """Whether some request is at it."""
-        return bool(self._users or self._writers)
-
-    @property
     def busy(self) -> bool:
-        return self.attended or self.gate.locked()
+        return bool(self._users or self._writers) or self.gate.locked()
 
     @contextlib.contextmanager
     def in_use(self) -> Generator[None]:
         """Keep the upload from being taken for an abandoned one between a request's steps."""
         self._users += 1
+        self._unused.clear()
         try:
             yield
         finally:
             self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def unused(self) -> None:
+        """Wait until no request keeps it in use."""
+        await self._unused.wait()
 
     def recheck_early(self) -> None:
         """Begin to read again what an earlier process recorded and may have lost, while the
