@@ -51,7 +51,7 @@ test: check
 
 # The whole of those tests of which make test does a taste. What they did stands before pytest's closing line.
 soak: $(VENV)/.test $(VENV)/.package
-	$(BIN)/python -m pytest -n auto --soak $(SOAK_FLAGS)
+	$(BIN)/python -m pytest -n auto -o faulthandler_timeout=0 --soak $(SOAK_FLAGS)
 
 check: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check
