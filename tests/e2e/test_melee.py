@@ -111,7 +111,8 @@ class Melee:
             self._look(contents, mode)
             self._acknowledged(push, source, mode)
         self._receiver.await_silence()
-        assert self._receiver.partials == []
+        # Whose file was not wanted leaves what it had sent before until it expires.
+        assert mode in {"skip", "error"} or self._receiver.partials == []
         wanted = set(contents.values()) if mode == "rename" else {self._first(contents)}
         seen = {contents[sha256_of(self._receiver.folder / name)] for name in self._receiver.published}
         assert seen == ({self._sources[-1]} if mode == "overwrite" else wanted)
