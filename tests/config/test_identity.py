@@ -94,6 +94,7 @@ WG = '[[wireguard]]\ninterface = "wg0"\n[[wireguard.peer]]\n'
         ("[tailscale]\nenabled = 1", "tailscale.enabled must"),
         ("[tailscale]\nsocket = 1", "tailscale.socket must"),
         ('[tailscale]\nsock = "a"', "tailscale.sock is not a known key"),
+        ('"a\\u001b" = 1', "a\ufffd is not a known key"),
         ("wireguard = 1", "wireguard must be a list of tables"),
         ("[wireguard]", "wireguard must be a list of tables"),
         ("[[wireguard]]", "wireguard 1: interface is missing"),

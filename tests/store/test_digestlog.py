@@ -186,6 +186,14 @@ def test_lines_that_are_no_records_are_dropped(tmp_path: Path, line: str) -> Non
         assert len(log.digests()) == 3
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\x0b\n", "\x1c\n"])
+def test_a_line_ends_only_as_it_was_written(tmp_path: Path, end: str) -> None:
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1] + end.encode())
+    with opened(tmp_path) as log:
+        assert sorted(log.digests()) == [0, 1]
+
+
 def test_threads_may_append_at_once(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
 

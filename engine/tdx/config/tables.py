@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from tdx.config.places import Address, parse_address
 from tdx.errors import ConfigError, UsageError
+from tdx.model import shown
 from tdx.policy.pacing import parse_size
 
 KEYS: Final = (
@@ -48,7 +49,7 @@ class Table:
     def only(self, known: Collection[str]) -> None:
         for key in self.values:
             if key not in known:
-                raise self.wrong(key, f"is not a known key (known are {', '.join(known)})")
+                raise self.wrong(shown(key), f"is not a known key (known are {', '.join(known)})")
 
     def text(self, key: str) -> str:
         value = self.values[key]

@@ -107,7 +107,7 @@ class DigestLog:
         except OSError:
             return
         try:
-            with open(descriptor, encoding="ascii", errors="replace", closefd=False) as file:
+            with open(descriptor, encoding="ascii", errors="replace", newline="\n", closefd=False) as file:
                 lines = file.read().split("\n")
         except OSError:
             return
