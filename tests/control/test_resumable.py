@@ -201,6 +201,30 @@ class TestResuming:
         assert receiver.request("HEAD", "/files/f").headers["upload-offset"] == "99"
 
 
+def test_an_append_that_another_has_overtaken_is_told_the_offset_and_the_upload_lives_on(
+    receiver: RunningReceiver,
+) -> None:
+    target = receiver.request("POST", "/files/f", b"", {"Upload-Complete": "?0"}).headers["location"]
+    (session,) = receiver.running.sessions._open.values()
+    noting, go_on, set_length = threading.Event(), threading.Event(), session.upload.set_length
+
+    def slow(length: int) -> None:
+        noting.set()
+        assert go_on.wait(30)
+        set_length(length)
+
+    session.upload.set_length = slow  # type: ignore[method-assign]
+    with in_background(lambda: append(receiver, target, 0, b"data", Upload_Length=8)) as overtaken:
+        try:
+            assert noting.wait(30)
+            assert append(receiver, target, 0, b"data").status == 204
+        finally:
+            go_on.set()
+        answer = overtaken.result()
+    assert (answer.status, answer.headers["upload-offset"]) == (409, "4")
+    assert where(receiver, target) == 4
+
+
 class TestWhilePublishing:
     @pytest.fixture
     def system(self) -> FaultySystem:

@@ -53,8 +53,9 @@ async def _append_to(
         if last or (exchange.dialect.ends_at_length and session.offset == length):
             claims = claims_of(exchange, "repr-digest")
             return await exchange.keep_posted(complete(receiver, exchange, session, claims))
-    except OffsetMismatch:
-        if start != stood:
+    except OffsetMismatch as error:
+        # Beyond where it stood when another append has come in between.
+        if error.offset >= stood:
             exchange.always.append(exchange.dialect.completeness(done=False))
             raise
         # The draft forbids an offset to decrease.
