@@ -65,7 +65,7 @@ async def _append_to(
         await receiver.sessions.discard(session, "failed")
         raise
     # An offset that is told must not decrease, whatever happens to the machine.
-    await receiver.workers.on_disk(session.upload.mark)
+    await session.at_length(session.upload.mark)
     return Response(exchange.dialect.appended, [*standing(exchange, session.offset, done=False), NO_STORE])
 
 

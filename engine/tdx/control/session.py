@@ -231,7 +231,7 @@ class Session:
         span = Span(start, end)
         with self._writing(exchange, span, in_order=True) as writer:
             self._parts.forget(extents_of(span, size))
-            carried = await self.workers.on_disk(self._restore_hasher, start) if start % size else None
+            carried = await self.at_length(self._restore_hasher, start) if start % size else None
             slots = self._slots(span)
             first = next(slots)
             first.hasher = carried
