@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from support.receiving import RunningReceiver
-from support.uploading import open_upload
+from support.uploading import Opened, open_upload
 from support.wire import chunked, head
 from tdx.integrity import digest_of
 from tdx.proto.bundle import END, MAX_ENTRIES, MEDIA_TYPE
@@ -206,6 +206,15 @@ def test_a_commit_of_more_digests_than_any_file_has_is_refused_before_them(recei
     with it_costs_little(receiver), receiver.connect() as wire:
         wire.send(head("POST", upload.target + "/commit", fields))
         assert wire.answer().status == 413
+
+
+def test_a_body_for_a_file_of_a_million_holes_costs_no_more_than_another(receiver: RunningReceiver) -> None:
+    length = 1 << 46
+    fields = {"Upload-Complete": "?0", "Upload-Length": length, "Tdx-Holes": f"0-{length - 1}"}
+    upload = Opened(receiver.request("POST", "/files/f", b"", fields))
+    with it_costs_little(receiver), receiver.connect() as wire:
+        wire.send(upload.range_head(0, upload.extent_size, length) + bytes(2 * MIB))
+        receiver.has_received(MIB)
 
 
 def test_a_commit_of_another_length_is_refused(receiver: RunningReceiver) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,30 @@ class TestResuming:
         assert receiver.request("HEAD", "/files/f").headers["upload-offset"] == "99"
 
 
+def test_an_append_that_another_has_overtaken_is_told_the_offset_and_the_upload_lives_on(
+    receiver: RunningReceiver,
+) -> None:
+    target = receiver.request("POST", "/files/f", b"", {"Upload-Complete": "?0"}).headers["location"]
+    (session,) = receiver.running.sessions._open.values()
+    noting, go_on, set_length = threading.Event(), threading.Event(), session.upload.set_length
+
+    def slow(length: int) -> None:
+        noting.set()
+        assert go_on.wait(30)
+        set_length(length)
+
+    session.upload.set_length = slow  # type: ignore[method-assign]
+    with in_background(lambda: append(receiver, target, 0, b"data", Upload_Length=8)) as overtaken:
+        try:
+            assert noting.wait(30)
+            assert append(receiver, target, 0, b"data").status == 204
+        finally:
+            go_on.set()
+        answer = overtaken.result()
+    assert (answer.status, answer.headers["upload-offset"]) == (409, "4")
+    assert where(receiver, target) == 4
+
+
 class TestWhilePublishing:
     @pytest.fixture
     def system(self) -> FaultySystem:
@@ -237,6 +262,30 @@ class TestWhilePublishing:
                 answer = asked.result()
         assert answer.status == (204 if method == "HEAD" else 400)
         assert answer.headers["upload-complete"] == "?1"
+
+    def test_parts_that_a_slow_disk_makes_durable_keep_no_other_request_waiting(
+        self, receiver: RunningReceiver, system: FaultySystem
+    ) -> None:
+        given = {"Upload-Complete": "?0"}
+        targets = [receiver.request("POST", f"/files/{n}", b"", given).headers["location"] for n in range(12)]
+        syncing, go_on = threading.Semaphore(0), threading.Event()
+
+        def before(name: str, arguments: tuple[object, ...]) -> None:
+            if name == "fdatasync":
+                syncing.release()
+                assert go_on.wait(30)
+
+        system.before = before
+        with ThreadPoolExecutor(len(targets)) as pool:
+            appended = [pool.submit(append, receiver, target, 0, b"data") for target in targets]
+            try:
+                assert all(syncing.acquire(timeout=30) for _ in range(6))
+                opened = list(receiver.running.sessions._open.values())
+                wait_until(lambda: all(each.offset == 4 for each in opened), "every part has come")
+                assert receiver.request("GET", "/v1/hello").status == 200
+            finally:
+                go_on.set()
+            assert {each.result().status for each in appended} == {204}
 
 
 class TestVersions:

@@ -347,7 +347,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
             except (DigestMismatch, Overrun, TooLarge):
                 await receiver.sessions.discard(session, "failed")
                 raise
-            await receiver.workers.on_disk(session.upload.mark)
+            await session.at_length(session.upload.mark)
         if exchange.dialect.ends_at_length and session.offset == length:
             return await exchange.keep_posted(complete(receiver, exchange, session))
     document: dict[str, object] = {

@@ -53,8 +53,9 @@ async def _append_to(
         if last or (exchange.dialect.ends_at_length and session.offset == length):
             claims = claims_of(exchange, "repr-digest")
             return await exchange.keep_posted(complete(receiver, exchange, session, claims))
-    except OffsetMismatch:
-        if start != stood:
+    except OffsetMismatch as error:
+        # Beyond where it stood when another append has come in between.
+        if error.offset >= stood:
             exchange.always.append(exchange.dialect.completeness(done=False))
             raise
         # The draft forbids an offset to decrease.
@@ -64,7 +65,7 @@ async def _append_to(
         await receiver.sessions.discard(session, "failed")
         raise
     # An offset that is told must not decrease, whatever happens to the machine.
-    await receiver.workers.on_disk(session.upload.mark)
+    await session.at_length(session.upload.mark)
     return Response(exchange.dialect.appended, [*standing(exchange, session.offset, done=False), NO_STORE])
 
 

@@ -197,10 +197,18 @@ class Session:
         # Beginnings of extents that appends left are about to be written over.
         if stale := [index for index in self.upload.tails if index in extents]:
             await self.workers.on_disk(self.upload.invalidate, stale)
-        held, size = self.upload.digests, self.upload.spec.extent_size
-        slots = (Slot(part, keep=part.start // size not in held) for part in cut(writer.span, size))
         judgement = Judgement(self.upload, self.metrics)
+        slots = self._slots(writer.span)
         return await self._receive(writer, slots, judgement, expected=expected, part_of=part_of)
+
+    def _slots(self, span: Span) -> Iterator[Slot]:
+        """Each extent's part of a body, and whether it is kept: not of an extent that is held by now."""
+        # Ranges: bodies of a file of holes are many, and each would hold the digests of a million extents.
+        held, size, length = self.upload.held, self.upload.spec.extent_size, self.upload.spec.length
+        return (
+            Slot(part, keep=not held.covers(extent_span(part.start // size, length, size)))
+            for part in cut(span, size)
+        )
 
     async def receive_onward(self, exchange: Exchange, start: int, claims: Sequence[Claim] = ()) -> Received:
         """Receive from offset ``start``, which must be where the upload ends so far, to the
@@ -227,15 +235,11 @@ class Session:
         span = Span(start, end)
         with self._writing(exchange, span, in_order=True) as writer:
             self._parts.forget(extents_of(span, size))
-            carried = await self.workers.on_disk(self._restore_hasher, start) if start % size else None
-            held = self.upload.digests
-            spans = cut(span, size)
-
-            def slots() -> Iterator[Slot]:
-                yield Slot(next(spans), hasher=carried)
-                yield from (Slot(part, keep=part.start // size not in held) for part in spans)
-
-            return await self._receive(writer, slots(), judgement)
+            carried = await self.at_length(self._restore_hasher, start) if start % size else None
+            slots = self._slots(span)
+            first = next(slots)
+            first.hasher = carried
+            return await self._receive(writer, itertools.chain([first], slots), judgement)
 
     @property
     def offset(self) -> int:

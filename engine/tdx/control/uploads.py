@@ -175,7 +175,7 @@ async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
             with found.in_use():
                 found = await settled(receiver, exchange, upload, found)
                 if isinstance(found, Session):
-                    await receiver.workers.on_disk(found.upload.mark)
+                    await found.at_length(found.upload.mark)
     if isinstance(found, Receipt):
         length: int | None = found.size
         offset, state, epoch, held = found.size, "published", None, [[0, found.size]] if found.size else []
