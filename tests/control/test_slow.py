@@ -18,7 +18,7 @@ from support.wire import PATIENCE, Wire, head
 from tdx.identity.tls import TlsIdentities
 from tdx.policy.admission import Limits
 
-LIMIT = 0.3
+LIMIT = 0.6
 OF_AN_UPLOAD = 3
 """Descriptors."""
 
@@ -132,7 +132,7 @@ def test_a_handshake_or_what_follows_it_that_stops_anywhere_is_given_up(
 ) -> None:
     state = tmp_path / "sender"
     introduce(receiver.state, state, f"127.0.0.1:{receiver.port}")
-    with nothing_stays(receiver), receiver.connect() as wire:
+    with nothing_stays(receiver), receiver.connect() as wire, suppress(ConnectionError):
         shake(wire.sock, state, stop, cut)
         while wire.sock.recv(1 << 16):
             pass
@@ -152,32 +152,27 @@ def shake(sock: socket.socket, state: Path, stop: int, cut: int) -> None:
             except ssl.SSLWantReadError:
                 if outgoing.pending:
                     break
-                incoming.write(sock.recv(1 << 16))
+                if not (answer := sock.recv(1 << 16)):
+                    return  # a machine so slow that it has been given up already
+                incoming.write(answer)
         if flight == 2:
             tls.write(head("PUT", "/files/f", {"Content-Length": 1000}) + b"x")
         said = outgoing.read()
         sock.sendall(said[:cut] if flight == stop else said)
 
 
-def test_many_who_stand_still_leave_room_for_who_does_not(tmp_path: Path) -> None:
+def test_many_who_stand_still_or_knock_do_not_keep_who_is_in_from_being_served(tmp_path: Path) -> None:
     limits = Limits(max_connections_per_owner=8, max_connections=12)
     with running(tmp_path, limits=limits) as receiver:
         with nothing_stays(receiver), ExitStack() as stack:
-            wires = [stack.enter_context(receiver.connect()) for _ in range(7)]
-            for number, wire in enumerate(wires):
+            good = stack.enter_context(receiver.connect())
+            assert good.request("GET", "/v1/hello").status == 200
+            slow = [stack.enter_context(receiver.connect()) for _ in range(7)]
+            for number, wire in enumerate(slow):
                 wire.send(head("PUT", f"/files/slow{number}", {"Content-Length": 1 << 20}) + b"x")
             receiver.has_bodies(7)
+            knocking = [stack.enter_context(receiver.connect()) for _ in range(20)]
             for number in range(20):
-                assert receiver.request("PUT", f"/files/quick{number}", b"it").status == 201
-            turned_away = [stack.enter_context(receiver.connect()) for _ in range(20)]
-            answers = [wire.sock.recv(12) for wire in turned_away[1:]]
-            assert set(answers) <= {b"HTTP/1.1 503", b""}
-            turned_away[0].close()
-            wait_until(
-                lambda: (
-                    receiver.request("PUT", "/files/last", b"it", {"Tdx-Conflict": "overwrite"}).status
-                    in {200, 201}
-                ),
-                "there is room again",
-            )
-        assert sorted(receiver.visible()) == sorted(["last", *(f"quick{n}" for n in range(20))])
+                assert good.request("PUT", f"/files/quick{number}", b"it").status == 201
+            assert {wire.sock.recv(12) for wire in knocking} <= {b"HTTP/1.1 503", b""}
+        assert sorted(receiver.visible()) == sorted(f"quick{number}" for number in range(20))
