@@ -20,8 +20,9 @@ LARGE = 96 * MIB
 ONE_EXTENT = 4 * MIB
 """Goes as a single request, which is never continued but repeated."""
 
-LOST_AT_MOST = 24 * MIB
-"""What is sent again after a stroke: an extent that was not whole, and what lay in socket buffers."""
+LOST_AT_MOST = 40 * MIB
+"""What is sent again after a stroke: of each of two streams an extent that was not whole, and what lay in the
+socket buffers of both ends (up to 10 MiB, and the kernel counts generously)."""
 
 START_UP = 0.25
 """About how many seconds a push takes before it sends."""
