@@ -21,7 +21,9 @@ MIB: Final = 1 << 20
 MIN_EXTENT: Final = 4 * MIB
 MAX_EXTENT: Final = 64 * MIB
 MAX_EXTENTS: Final = 1 << 20
-"""Most extents of one file, so that their digests fit in one commit: 64 TiB in the largest extents."""
+"""Most extents of one file, so that their digests fit in one commit."""
+MAX_LENGTH: Final = MAX_EXTENTS * MAX_EXTENT
+"""Bytes of the largest file: 64 TiB."""
 UNKNOWN_LENGTH_EXTENT: Final = 16 * MIB
 EXTENTS_AIMED_AT: Final = 1024
 DIGEST_SIZE: Final = 16

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pytest
 
 from support.content import MIB
 from support.processes import PROGRAM, Processes, Receiver, wait_until
-from support.spaces import SmallDisk, _apart, _or_skip
+from support.spaces import SmallDisk, namespaces, needs, or_skip
 
 OWN_STRUCTURES: Final = 12 * MIB
 """The beginning of a device where all of the filesystem's own structures lie, its journal too."""
@@ -46,7 +45,7 @@ class LoopDisk(SmallDisk):
 
     def mount(self, options: str = "defaults") -> None:
         """Also again, after it was unmounted."""
-        _or_skip([*self.prefix, "mount", "-o", f"loop,{options}", str(self.image), str(self.path)])
+        or_skip([*self.prefix, "mount", "-o", f"loop,{options}", str(self.image), str(self.path)])
 
     def unmount(self) -> None:
         subprocess.run([*self.prefix, "umount", str(self.path)], check=True)
@@ -97,9 +96,9 @@ def small_btrfs(processes: Processes, path: Path, size: int) -> LoopDisk:
 def _on_loop(processes: Processes, path: Path, size: int, make: Sequence[str], options: str) -> LoopDisk:
     needs(make[0])
     path.mkdir()
-    disk = LoopDisk(path, size, _apart(processes, "mount"), path.with_name(f"{path.name}.image"))
+    disk = LoopDisk(path, size, namespaces(processes, "mount"), path.with_name(f"{path.name}.image"))
     _sparse(disk.image, size)
-    _or_skip([*make, str(disk.image)])
+    or_skip([*make, str(disk.image)])
     disk.mount(options)
     return disk
 
@@ -113,15 +112,15 @@ def failing_ext4(
     below = path.with_name(f"{path.name}.below")
     for each in (path, below):
         each.mkdir()
-    holder = _apart(processes, "mount")
+    holder = namespaces(processes, "mount")
     disk = FailingDisk(path, size, holder, below / "image", SmallDisk(below, size, holder))
-    _or_skip([*disk.prefix, "mount", "-t", "tmpfs", "-o", f"size={size}", "tdx-test", str(below)])
+    or_skip([*disk.prefix, "mount", "-t", "tmpfs", "-o", f"size={size}", "tdx-test", str(below)])
     image = disk.below.seen / "image"
     _sparse(image, 2 * size)
     at_front = ["-E", "packed_meta_blocks=1,nodiscard", "-J", "size=4"]
-    _or_skip(["mkfs.ext4", "-q", "-F", "-m", "0", *at_front, str(image)])
+    or_skip(["mkfs.ext4", "-q", "-F", "-m", "0", *at_front, str(image)])
     if data_only:
-        _or_skip(["fallocate", "-l", str(OWN_STRUCTURES), str(image)])
+        or_skip(["fallocate", "-l", str(OWN_STRUCTURES), str(image)])
     disk.mount(options)
     return disk
 
@@ -148,11 +147,6 @@ def await_held(receiver: Receiver) -> None:
         return False
 
     wait_until(holds, "something of the push is held")
-
-
-def needs(program: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"there is no {program}")
 
 
 def _sparse(path: Path, size: int) -> None:

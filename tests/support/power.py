@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 import uuid
@@ -20,7 +19,7 @@ import pytest
 
 from support.blocklog import DISK, Cut, Log
 from support.processes import PROGRAM, ROOT, Processes, Receiver, wait_until
-from support.spaces import _apart, _or_skip, inside, needs_root
+from support.spaces import inside, namespaces, needs, needs_root, or_skip
 
 PARTS: Final = (256 << 20, 32 << 20)
 """Bytes of the disk's two partitions, each with a filesystem."""
@@ -37,9 +36,7 @@ class Machine:
         """``apart``: the receiver keeps its state on another filesystem than its files, which are then
         not made durable by the way. Skips the test where this machine does not allow it."""
         needs_root()
-        for program in ("mkfs.ext4", "e2fsck"):
-            if shutil.which(program) is None:
-                pytest.skip(f"there is no {program}")
+        needs("mkfs.ext4", "e2fsck")
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             pytest.skip("there is no /dev/fuse")
         try:
@@ -59,10 +56,10 @@ class Machine:
         self._log.touch()
         self._boot.touch()
         self._config.write_text("reserve = 0\n")
-        holder = _apart(processes, "mount")
+        holder = namespaces(processes, "mount")
         self._prefix = inside(holder, "mount")
         self._root = Path(f"/proc/{holder.pid}/root")
-        _or_skip([*self._prefix, "mount", "--bind", str(self._boot), _BOOT_ID])
+        or_skip([*self._prefix, "mount", "--bind", str(self._boot), _BOOT_ID])
         with self._base.open("wb") as file:
             file.truncate(sum(PARTS))
         for start, size in self._parts():

@@ -39,16 +39,21 @@ def needs_root() -> None:
         pytest.skip("only root can do this")
 
 
+def needs(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no {program}; `make test-deps` installs what the tests call")
+
+
 def as_stranger() -> list[str]:
     """What to put before a command that another user is to run. It may read every file, since
     the interpreter need not be one that others can."""
     needs_root()
-    if shutil.which("setpriv") is None:
-        pytest.skip("there is no setpriv")
+    needs("setpriv")
     user = [f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"]
     may_read = [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
     prefix = ["setpriv", *user, *may_read, "--"]
-    _or_skip([*prefix, sys.executable, "-c", "import tdx"])
+    or_skip([*prefix, sys.executable, "-c", "import tdx"])
     return prefix
 
 
@@ -57,12 +62,10 @@ def inside(process: Running, *kinds: str) -> list[str]:
     return ["nsenter", "-t", str(process.pid), *(f"--{kind}" for kind in kinds)]
 
 
-def _apart(processes: Processes, *kinds: str) -> Running:
+def namespaces(processes: Processes, *kinds: str) -> Running:
     """A process that only waits, in namespaces of its own."""
     needs_root()
-    for program in ("unshare", "nsenter"):
-        if shutil.which(program) is None:
-            pytest.skip(f"there is no {program}")
+    needs("unshare", "nsenter")
     flags = [f"--{kind}" for kind in kinds]
     holder = processes.run("holder", ["unshare", *flags, "sh", "-c", "echo apart; exec sleep 3600"])
     wait_until(lambda: "apart" in holder.stdout or not holder.running, "the namespaces are there")
@@ -104,10 +107,10 @@ class SmallDisk:
 
 def small_disk(processes: Processes, path: Path, size: int) -> SmallDisk:
     path.mkdir()
-    holder = _apart(processes, "mount")
+    holder = namespaces(processes, "mount")
     disk = SmallDisk(path, size, holder)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tdx-test", str(path)]
-    _or_skip([*disk.prefix, *mount])
+    or_skip([*disk.prefix, *mount])
     return disk
 
 
@@ -121,16 +124,15 @@ class Cable:
 
 
 def cable(processes: Processes) -> Cable:
-    near, far = _apart(processes, "net"), _apart(processes, "net")
+    near, far = namespaces(processes, "net"), namespaces(processes, "net")
     made = Cable(inside(near, "net"), inside(far, "net"))
-    if shutil.which("ip") is None:
-        pytest.skip("there is no ip")
+    needs("ip")
     peer = ["peer", "name", "tdx-far", "netns", str(far.pid)]
-    _or_skip([*made.near, "ip", "link", "add", "tdx-near", "type", "veth", *peer])
+    or_skip([*made.near, "ip", "link", "add", "tdx-near", "type", "veth", *peer])
     for prefix, name, address in ((made.near, "tdx-near", HERE), (made.far, "tdx-far", THERE)):
-        _or_skip([*prefix, "ip", "address", "add", f"{address}/24", "dev", name])
+        or_skip([*prefix, "ip", "address", "add", f"{address}/24", "dev", name])
         for link in ("lo", name):
-            _or_skip([*prefix, "ip", "link", "set", link, "up"])
+            or_skip([*prefix, "ip", "link", "set", link, "up"])
     return made
 
 
@@ -147,7 +149,7 @@ class Ear:
         return self._process.err.read_bytes()
 
 
-def _or_skip(command: Sequence[str]) -> None:
+def or_skip(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -12,7 +12,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import socket
 import tempfile
 import urllib.parse
@@ -25,7 +24,7 @@ import pytest
 
 from support.headscale import Headscale
 from support.processes import PATIENCE, Processes, Running, wait_until
-from support.spaces import _apart, _or_skip, inside, needs_root
+from support.spaces import inside, namespaces, needs, needs_root, or_skip
 
 ALICE: Final = "alice@example.com"
 BOB: Final = "bob@example.com"
@@ -182,8 +181,8 @@ def real_tailnet(processes: Processes, where: Path = Path("/tmp")) -> Iterator[T
     """Bring one up, with ``processes`` that are all ended afterwards. The nodes keep their state below
     ``where``, whose path is short."""
     programs = _programs()
-    hub = _apart(processes, "net")
-    holders = {host: _apart(processes, "net") for host in _PLANS}
+    hub = namespaces(processes, "net")
+    holders = {host: namespaces(processes, "net") for host in _PLANS}
     _wire(hub, holders)
     # Where the temporary folders of pytest are, the path of a socket may grow too long for one.
     with tempfile.TemporaryDirectory(prefix="tdx-tailnet-", dir=where) as name:
@@ -214,8 +213,7 @@ def _programs() -> dict[str, str]:
         if not os.access(folder / name, os.X_OK):
             pytest.skip(f"there is no {folder / name}; `make test-tailnet` builds it")
     needs_root()
-    if shutil.which("ip") is None:
-        pytest.skip("there is no ip")
+    needs("ip")
     try:
         os.close(os.open(_TUN, os.O_RDWR))
     except OSError as error:
@@ -235,13 +233,13 @@ def _wire(hub: Running, holders: Mapping[str, Running]) -> None:
             lines += [f"ip link set {host} master bridge"]
         else:
             lines += [f"ip address add {gateway}/24 dev {host}"]
-    _or_skip([*inside(hub, "net"), "sh", "-ec", "\n".join(lines)])
+    or_skip([*inside(hub, "net"), "sh", "-ec", "\n".join(lines)])
     for host, holder in holders.items():
         plan = _PLANS[host]
         lines = ["ip link set lo up", f"ip address add {plan.wire}/24 dev wire", "ip link set wire up"]
         if plan.gateway != _HUB:
             lines += [f"ip route add {_HUB}/32 via {plan.gateway}"]
-        _or_skip([*inside(holder, "net"), "sh", "-ec", "\n".join(lines)])
+        or_skip([*inside(holder, "net"), "sh", "-ec", "\n".join(lines)])
 
 
 def _start(

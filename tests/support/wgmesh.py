@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any, Final
 import pytest
 
 from support.processes import Processes, Running, wait_until
-from support.spaces import _apart, _or_skip, inside
+from support.spaces import inside, namespaces, needs, or_skip
 
 INTERFACE: Final = "wg0"
 """The name of the mesh's interface on every member."""
@@ -209,13 +208,11 @@ def attempt(processes: Processes, machine: Machine, source: str, host: str, port
 
 def wgmesh(processes: Processes, folder: Path) -> WgMesh:
     """The mesh, with its keys in ``folder`` (which may be there already)."""
-    for program in ("wg", "wireguard-go", "ip"):
-        if shutil.which(program) is None:
-            pytest.skip(f"there is no {program}; `make test-deps` installs it")
+    needs("wg", "wireguard-go", "ip")
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("there is no /dev/net/tun")
     folder.mkdir(parents=True, exist_ok=True)
-    holders = {name: _apart(processes, "net", "mount") for name in ("hub", "laptop", "guest", "outsider")}
+    holders = {name: namespaces(processes, "net", "mount") for name in ("hub", "laptop", "guest", "outsider")}
     _wire(holders)
     keys = {name: _new_key(folder, name) for name in holders}
     made = {
@@ -251,7 +248,7 @@ def _wire(holders: dict[str, Running]) -> None:
             f"ip link add {name} type veth peer name {CABLE} netns {holder.pid}",
             f"ip link set {name} master {CABLE} up",
         ]
-    _or_skip([*inside(holders["hub"], "net"), "sh", "-ec", "\n".join(script)])
+    or_skip([*inside(holders["hub"], "net"), "sh", "-ec", "\n".join(script)])
     for number, (name, holder) in enumerate(holders.items(), 1):
         script = [
             # Everything that the kernel could do against a spoofed source is off: tdx must not need it.
@@ -262,7 +259,7 @@ def _wire(holders: dict[str, Running]) -> None:
             script += [f"ip address add 10.215.0.{number}/24 dev {CABLE}", f"ip link set {CABLE} up"]
         else:
             script += [f"echo 0 > /proc/sys/net/ipv4/conf/{CABLE}/rp_filter"]
-        _or_skip([*inside(holder, "net"), "sh", "-ec", "\n".join(script)])
+        or_skip([*inside(holder, "net"), "sh", "-ec", "\n".join(script)])
 
 
 def _new_key(folder: Path, name: str) -> str:
@@ -276,7 +273,7 @@ def _new_key(folder: Path, name: str) -> str:
 
 def _join(processes: Processes, machine: Machine, private_key: Path) -> None:
     # wireguard-go's control sockets are in /var/run, and tests that run at the same time have the same names.
-    _or_skip([*machine.prefix, "mount", "-t", "tmpfs", "-o", "mode=755", "tdx-test", _RUN])
+    or_skip([*machine.prefix, "mount", "-t", "tmpfs", "-o", "mode=755", "tdx-test", _RUN])
     environment = {**processes.environment, "LOG_LEVEL": "verbose"}
     command = [*machine.prefix, "wireguard-go", "-f", INTERFACE]
     daemon = processes.run("wireguard", command, env=environment)

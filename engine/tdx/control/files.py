@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from tdx.control.digests import claims_of
 from tdx.control.ending import candidates, find_identical, finish
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
-from tdx.control.upload_fields import MOST, NO_STORE, PLAIN_EXPIRY, limit, location, standing
+from tdx.control.upload_fields import NO_STORE, PLAIN_EXPIRY, claims_of, limit, location, standing
 from tdx.errors import (
     DigestMismatch,
     Exists,
@@ -23,7 +22,7 @@ from tdx.errors import (
     ProtocolError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, PART, extent_size_for
+from tdx.integrity import ALGORITHM, MAX_LENGTH, PART, extent_size_for
 from tdx.model import Claim, Conflict, FileName, Outcome, Receipt, UploadSpec
 from tdx.policy.rules import Grant, largest_file
 from tdx.proto import fields
@@ -103,7 +102,7 @@ def check_stated_length(exchange: Exchange, length: int | None) -> None:
 
 
 def check_size(exchange: Exchange, length: int | None) -> None:
-    most = largest_file(exchange.limits, exchange.grant, MOST)
+    most = largest_file(exchange.limits, exchange.grant, MAX_LENGTH)
     if length is not None and length > most:
         raise too_large(length, most, exchange.grant)
 
@@ -286,7 +285,7 @@ async def complete(
         await exchange.still_permitted()
         # The policy may have been changed since the upload was created.
         exchange.grant.check_begun(spec.name, spec.conflict)
-        most = largest_file(exchange.limits, exchange.grant, MOST)
+        most = largest_file(exchange.limits, exchange.grant, MAX_LENGTH)
         try:
             receipt = await finish(session, claims, most)
         except (DigestMismatch, Exists, TooLarge):

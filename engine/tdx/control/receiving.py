@@ -68,7 +68,7 @@ class Judgement:
             self._upload.record(piece)
 
     def check(self, span: Span | None) -> None:
-        """DigestMismatch where what is stored there lacks a digest; None stands for an empty body. Blocks."""
+        """DigestMismatch where what is stored there, which is read again, lacks a digest; None: no bytes."""
         for claim in self._claims:
             if digest_stored(self._upload, span, claim.algorithm) != claim.digest:
                 self._metrics.digest_failures.add(1)

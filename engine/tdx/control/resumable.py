@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tdx.control.digests import claims_of
 from tdx.control.files import check_size, check_stated_length, complete
-from tdx.control.found import epoch_of, session_or_receipt, settled
 from tdx.control.messages import Exchange, Response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
-from tdx.control.upload_fields import NO_STORE, limit, standing
+from tdx.control.upload_fields import NO_STORE, claims_of, epoch_of, limit, standing
+from tdx.control.uploads import session_or_receipt, settled
 from tdx.errors import NotFound, OffsetMismatch, Overrun, ProtocolError, TooLarge
 from tdx.model import Receipt, UploadId
 from tdx.policy import web

@@ -221,8 +221,7 @@ class Session:
             )
         judgement = Judgement(self.upload, self.metrics, claims)
         if length == 0:
-            if claims:
-                await self.workers.at_length(judgement.check, None)
+            judgement.check(None)
             return Received()
         end = ENDLESS if length is None else start + length
         whole = self.upload.spec.length

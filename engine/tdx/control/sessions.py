@@ -154,9 +154,9 @@ class Sessions:
     async def get(self, upload: UploadId, owner: Owner) -> Session:
         """The session of an upload, opened from the store where this process does not hold
         it. NotFound for an unknown one and for another owner's alike."""
-        former, why = self._removed.get(upload, (None, NotFound("no such upload")))
-        if former == owner:
-            raise why.with_traceback(None)
+        removed = self._removed.get(upload)
+        if removed is not None and removed[0] == owner:
+            raise removed[1].with_traceback(None)
         async with self._lock(upload):
             session = self._open.get(upload)
             if session is not None and session.upload.spoiled and not session.busy:

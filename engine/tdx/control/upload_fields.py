@@ -1,13 +1,15 @@
-"""Fields that say how an upload stands and what it may become (draft-ietf-httpbis-resumable-upload)."""
+"""The fields by which requests and answers speak of an upload: its run, its digests (RFC 9530), how it stands
+and what it may become (draft-ietf-httpbis-resumable-upload)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from tdx.control.messages import Exchange
-from tdx.integrity import MAX_EXTENT, MAX_EXTENTS
-from tdx.model import UploadId, UploadSpec
+from tdx.integrity import ALGORITHM, MAX_EXTENTS, MAX_LENGTH
+from tdx.model import Claim, UploadId, UploadSpec
 from tdx.policy.rules import largest_file
+from tdx.proto import fields
 from tdx.proto.resumable import format_limit
 
 PLAIN_EXPIRY: Final = 86400.0
@@ -15,8 +17,23 @@ PLAIN_EXPIRY: Final = 86400.0
 
 NO_STORE: Final = ("Cache-Control", "no-store")
 
-MOST: Final = MAX_EXTENTS * MAX_EXTENT
-"""Bytes of the largest file that has extents."""
+_VERIFIABLE: Final = (ALGORITHM, "sha-256", "sha-512")
+
+
+def epoch_of(exchange: Exchange) -> int | None:
+    epoch = exchange.headers("tdx-epoch")
+    return None if epoch is None else fields.parse_integer(epoch)
+
+
+def claims_of(exchange: Exchange, *names: str) -> tuple[Claim, ...]:
+    """The digests of these fields (Content-Digest, Repr-Digest) that can be verified here."""
+    values = [value for name in names if (value := exchange.headers(name)) is not None]
+    return tuple(
+        Claim(algorithm, digest)
+        for value in values
+        for algorithm, digest in fields.parse_digests(value).items()
+        if algorithm in _VERIFIABLE
+    )
 
 
 def location(upload: UploadId) -> tuple[str, str]:
@@ -30,7 +47,7 @@ def standing(exchange: Exchange, offset: int, *, done: bool) -> list[tuple[str, 
 
 def limit(exchange: Exchange, spec: UploadSpec | None = None, *, ended: bool = False) -> tuple[str, str]:
     """Upload-Limit: of this upload, or of any new one. Each request on one that has not ended renews it."""
-    expires_after, most = PLAIN_EXPIRY, MOST
+    expires_after, most = PLAIN_EXPIRY, MAX_LENGTH
     if spec is not None:
         expires_after = spec.expires_after
         if spec.length is None:
