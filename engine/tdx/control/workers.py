@@ -65,7 +65,7 @@ class Workers:
     that commits on a slow disk do not keep the next caller from being let in; and so has
     asking who is who, which may wait for a service that hangs.
 
-    At a receiver owners take turns (docs/decisions/018-owners-take-turns.md): at what its bodies
+    At a receiver owners take turns (docs/decisions/016-owners-take-turns.md): at what its bodies
     have brought (``turns``), and at long work (:meth:`in_turn`), of which one never has all threads."""
 
     def __init__(self, bodies: int, disk: int = 8, long: int = 8, asking: int = 8) -> None:
