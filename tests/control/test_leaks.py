@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,10 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver
 from support.uploading import Opened, open_upload
 from support.wire import head
+from tdx.config import ServeConfig
+from tdx.control.serve import assemble
+from tdx.control.server import Server
+from tdx.store.local import LocalStore
 
 EXTENT = 4 << 20
 SIZE = 2 * EXTENT
@@ -148,3 +155,20 @@ def _commit_regardless(receiver: RunningReceiver, upload: Opened) -> None:
         fields = {**upload.fields, "Upload-Length": SIZE, "Content-Length": len(body)}
         wire.send(head("POST", upload.target + "/commit", fields) + body)
         wire.is_closed()
+
+
+def test_a_connection_that_comes_as_the_receiver_stops_is_closed(tmp_path: Path) -> None:
+    async def stop_at_once() -> None:
+        near, far = socket.socketpair()
+        store = LocalStore(tmp_path / "inbox", tmp_path / "state", reserve=0)
+        receiver = assemble(ServeConfig(tmp_path / "inbox", tmp_path / "state"), store, None)
+        server = Server(receiver)
+        server._converse(near)
+        await server.stop()  # before its task has run a step
+        receiver.workers.close()
+        store.close()
+        with far:
+            assert near.fileno() == -1
+
+    (tmp_path / "inbox").mkdir()
+    asyncio.run(stop_at_once())

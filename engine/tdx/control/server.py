@@ -120,6 +120,14 @@ class Server:
                     log.warning("cannot accept connections: %s", error.strerror)
                     await asyncio.sleep(0.1)
                 continue
-            conversation = asyncio.create_task(self._conversations.hold(sock))
-            self._talking.add(conversation)
-            conversation.add_done_callback(self._talking.discard)
+            self._converse(sock)
+
+    def _converse(self, sock: socket.socket) -> None:
+        conversation = asyncio.create_task(self._conversations.hold(sock))
+        self._talking.add(conversation)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._talking.discard(task)
+            sock.close()  # also of one that was cancelled before it began
+
+        conversation.add_done_callback(over)
