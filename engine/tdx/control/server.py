@@ -13,6 +13,7 @@ from tdx.control.connection import endpoint_of
 from tdx.control.conversations import Conversations
 from tdx.control.listeners import Listeners
 from tdx.control.receiver import Receiver
+from tdx.control.wire import readable
 from tdx.errors import TdxError
 from tdx.identity.port import Endpoint, Place
 
@@ -111,15 +112,19 @@ class Server:
             self._acceptors[listener] = asyncio.create_task(self._accept(listener))
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
+            # Not sock_accept: cancelled at the wrong moment, it loses the connection that it has taken.
+            await readable(listener)
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                continue
             except OSError as error:
                 if error.errno in OUT_OF_DESCRIPTORS:
                     log.warning("cannot accept connections: %s", error.strerror)
                     await asyncio.sleep(0.1)
                 continue
+            sock.setblocking(False)
             self._converse(sock)
 
     def _converse(self, sock: socket.socket) -> None:
