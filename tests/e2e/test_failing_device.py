@@ -38,24 +38,33 @@ def test_what_cannot_be_synced_is_not_acknowledged_and_can_be_sent_again_once_th
         error = processes.push(large, receiver.address, *ONCE).ends(74, "failed")["error"]
         assert error["code"] == "storage"
         assert error["message"].startswith("large: the disk failed to make data durable: ")
-        # By now ext4 may have found itself in trouble, and gone read-only.
-        assert processes.push(small, receiver.address, *ONCE).ends(74)["error"]["code"] in FAILED
-        assert processes.push("-r", few, receiver.address, *ONCE).ends(74)["failed"] == 5
+        # By now ext4 may have found itself in trouble, and gone read-only. Or it takes blocks of the large
+        # file that the device still had room for: what is small may be durable all the same.
+        alone = processes.push(small, receiver.address, *ONCE)
+        assert alone.wait() in {0, 74}, alone.log()
+        together = processes.push("-r", few, receiver.address, *ONCE)
+        assert together.wait() in {0, 74}, together.log()
+        for push in (alone, together):
+            codes = {each["error"]["code"] for each in push.events if each["event"] == "failed"}
+            assert codes <= set(FAILED), push.log()
+        done = {each["name"] for push in (alone, together) for each in push.events if each["event"] == "done"}
         assert processes.curl("-T", large, f"{receiver.url}/files/put").status == 500
         with large.open("rb") as content:
             push = processes.push("-", receiver.address, "--name", "stream", *ONCE, stdin=content)
             assert push.ends(74)["error"]["code"] in FAILED
-        assert [name for name in receiver.published if name != "few"] == ["before"]
+        assert set(receiver.published) - {"few"} == {"before"} | done
         beside.ends(0, "done")
     receiver.stop()
     disk.unmount()
     disk.mount()
-    assert sha256_of(receiver.folder / "before") == sha256_of(before)
+    for name in {"before"} | done:
+        assert sha256_of(receiver.folder / name) == sha256_of(area / name)
     receiver.restart()
     for source in (large, small):
-        processes.push(source, receiver.address, "--resume").ends(0, "done")
+        processes.push(source, receiver.address, "--resume").ends(0)
         assert sha256_of(receiver.folder / source.name) == sha256_of(source)
-    assert processes.push("-r", few, receiver.address).ends(0)["done"] == 5
+    end = processes.push("-r", few, receiver.address).ends(0)
+    assert end["done"] + end["identical"] == 5
 
 
 @pytest.mark.parametrize("errors", ["remount-ro", "continue"])
