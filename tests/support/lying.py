@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from tdx.control.resolve import Peer
+from support.listening import Listening
 
 
 @dataclass
@@ -38,29 +37,16 @@ def message(status: int, body: bytes = b"", *more: str) -> bytes:
     return f"HTTP/1.1 {status} Whatever\r\n{fields}\r\n".encode() + body
 
 
-class Liar:
+class Liar(Listening):
     """Answers every request with what ``lie(request)`` makes up, one connection a thread."""
 
     def __init__(self, lie: Callable[[Asked], Lie]) -> None:
         self.asked: list[Asked] = []
         self._lie = lie
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.peer = Peer("127.0.0.1", self._listener.getsockname()[1])
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._run(self._accept)
+        super().__init__("lying receiver")
 
-    def _run(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name="lying receiver")
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                sock, _ = self._listener.accept()
-                self._sockets.append(sock)
-                self._run(lambda sock=sock: self._serve(sock))  # type: ignore[misc]
+    def _take(self, sock: socket.socket) -> None:
+        self._run(lambda: self._serve(sock))
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, sock.makefile("rb") as file, suppress(OSError):
@@ -80,22 +66,6 @@ class Liar:
                     return
                 sock.sendall(answer)
 
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join()
-        for sock in self._sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
 
-
-@contextmanager
-def lying(lie: Callable[[Asked], Lie]) -> Iterator[Liar]:
-    liar = Liar(lie)
-    try:
-        yield liar
-    finally:
-        liar.close()
+def lying(lie: Callable[[Asked], Lie]) -> Liar:
+    return Liar(lie)

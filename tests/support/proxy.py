@@ -8,11 +8,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-from tdx.control.resolve import Peer
+from support.listening import Listening
 
 PIECE: Final = 65536
 DELAY: Final = 0.02
@@ -41,57 +41,30 @@ Plan = Callable[[int], Fault | None]
 """What happens to the connection of this number, counted from 0."""
 
 
-@dataclass
-class CuttingProxy:
+class CuttingProxy(Listening):
     """Forwards to ``port``. ``forwarded`` counts the bytes that reached the receiver."""
 
-    port: int
-    plan: Plan
-    accepted: int = 0
-    forwarded: int = 0
-    _sockets: list[socket.socket] = field(default_factory=list)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    def __init__(self, port: int, plan: Plan) -> None:
+        self.port = port
+        self.accepted = 0
+        self.forwarded = 0
+        self._plan = plan
+        super().__init__("proxy")
 
-    def __post_init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.peer = Peer("127.0.0.1", self._listener.getsockname()[1])
-        self._run(self._accept)
-
-    def _run(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name="proxy")
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            fault = self.plan(self.accepted)
-            self.accepted += 1
-            try:
-                server = socket.create_connection(("127.0.0.1", self.port))
-            except OSError:
-                client.close()
-                continue
-            self._sockets += [client, server]
-            link = _Link(self, client, server, fault)
-            self._run(link.there)
-            self._run(link.back)
-            if fault is not None and fault.kind == "duplicate":
-                self._run(link.echo)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join()
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+    def _take(self, sock: socket.socket) -> None:
+        fault = self._plan(self.accepted)
+        self.accepted += 1
+        try:
+            server = socket.create_connection(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            return
+        self._sockets.append(server)
+        link = _Link(self, sock, server, fault)
+        self._run(link.there)
+        self._run(link.back)
+        if fault is not None and fault.kind == "duplicate":
+            self._run(link.echo)
 
 
 class _Link:
@@ -220,10 +193,5 @@ def always(fault: Fault) -> Plan:
     return lambda _: fault
 
 
-@contextlib.contextmanager
-def mistreating(port: int, plan: Plan) -> Iterator[CuttingProxy]:
-    proxy = CuttingProxy(port, plan)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+def mistreating(port: int, plan: Plan) -> CuttingProxy:
+    return CuttingProxy(port, plan)

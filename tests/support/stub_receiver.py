@@ -6,11 +6,11 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from tdx.control.resolve import Peer
+from support.listening import Listening
 from tdx.integrity import MIN_EXTENT, Root
 from tdx.proto import bundle
 from tdx.proto.bundle import Entry
@@ -51,30 +51,17 @@ Answering = Callable[[int, Request], "list[dict[str, object]] | bytes | None"]
 closes the connection."""
 
 
-class StubReceiver:
+class StubReceiver(Listening):
     """Takes bundles, one connection a thread."""
 
     def __init__(self, answering: Answering) -> None:
         self.requests: list[Request] = []
         self._answering = answering
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.peer = Peer("127.0.0.1", self._listener.getsockname()[1])
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._run(self._accept)
+        super().__init__("stub receiver")
 
-    def _run(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name="stub receiver")
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                sock, _ = self._listener.accept()
-                self._sockets.append(sock)
-                self._run(lambda sock=sock: self._serve(sock))  # type: ignore[misc]
+    def _take(self, sock: socket.socket) -> None:
+        self._run(lambda: self._serve(sock))
 
     def _serve(self, sock: socket.socket) -> None:
         rest = b""
@@ -111,17 +98,6 @@ class StubReceiver:
                     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(raw), raw)
                 sock.sendall(answer)
 
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join()
-        for sock in self._sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-
 
 def parse(body: bytes) -> list[tuple[Entry, bytes]]:
     found: list[tuple[Entry, bytes]] = []
@@ -139,10 +115,5 @@ def parse(body: bytes) -> list[tuple[Entry, bytes]]:
     return found
 
 
-@contextmanager
-def stub_receiver(answering: Answering) -> Iterator[StubReceiver]:
-    stub = StubReceiver(answering)
-    try:
-        yield stub
-    finally:
-        stub.close()
+def stub_receiver(answering: Answering) -> StubReceiver:
+    return StubReceiver(answering)
