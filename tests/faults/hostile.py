@@ -75,11 +75,13 @@ async def a_head_that_ends_halfway(traffic: Traffic, chance: random.Random, _: i
     traffic.counts["half-open heads"] += 1
 
 
+def some_of_a_body(chance: random.Random, number: int) -> bytes:
+    return head("PUT", left(number), {"Content-Length": SIZE}) + POOL[: chance.randint(0, 6 * MIB)]
+
+
 async def a_body_that_ends_halfway(traffic: Traffic, chance: random.Random, number: int) -> None:
     async with traffic.line() as line:
-        await line.send(
-            head("PUT", left(number), {"Content-Length": SIZE}) + POOL[: chance.randint(0, 6 * MIB)]
-        )
+        await line.send(some_of_a_body(chance, number))
         line.end()
         await line.rest()
     traffic.counts["half-open bodies"] += 1
@@ -87,9 +89,7 @@ async def a_body_that_ends_halfway(traffic: Traffic, chance: random.Random, numb
 
 async def a_reset_in_a_body(traffic: Traffic, chance: random.Random, number: int) -> None:
     async with traffic.line() as line:
-        await line.send(
-            head("PUT", left(number), {"Content-Length": SIZE}) + POOL[: chance.randint(0, 6 * MIB)]
-        )
+        await line.send(some_of_a_body(chance, number))
         line.reset()
     traffic.counts["resets"] += 1
 

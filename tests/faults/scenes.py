@@ -16,6 +16,7 @@ from typing import Final
 
 from support.receiving import RunningReceiver, push, push_stream
 from support.runs import Seen, items_of, push_many
+from tdx.control.progress import PushResult
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
 from tdx.errors import Exists, TdxError
@@ -118,7 +119,30 @@ class _TdxScene(Scene):
         return f"{super().__str__()}, {self.streams} streams, pump {self.pump}"
 
 
-class File(_TdxScene):
+class _OneFile(_TdxScene):
+    """One file in one run."""
+
+    @abstractmethod
+    def push(self, peer: Peer, *, resume: bool) -> PushResult: ...
+
+    def run(self, peer: Peer, *, resume: bool) -> bool:
+        refused = self.refused
+        try:
+            result = self.push(peer, resume=resume)
+        except Exists:
+            # What cannot be read is not known to be the same.
+            assert self.conflict is Conflict.ERROR
+            assert self.there is not None
+            return False
+        except TdxError as error:
+            self.told.append(repr(error))
+            return False
+        assert not refused
+        assert result.outcome is not Outcome.SKIPPED or self.conflict is Conflict.SKIP
+        return True
+
+
+class File(_OneFile):
     """``tdx push FILE --resume``."""
 
     def __init__(self, dice: random.Random, folder: Path, receiver: RunningReceiver) -> None:
@@ -129,33 +153,20 @@ class File(_TdxScene):
     def refused(self) -> bool:
         return super().refused and self.there != self.new
 
-    def run(self, peer: Peer, *, resume: bool) -> bool:
-        refused = self.refused
-        try:
-            result = push(
-                peer,
-                self.source,
-                self.state,
-                sender=_patient(),
-                resume=resume,
-                streams=self.streams,
-                pump=self.pump,
-                conflict=self.conflict,
-            )
-        except Exists:
-            # What cannot be read is not known to be the same.
-            assert self.conflict is Conflict.ERROR
-            assert self.there is not None
-            return False
-        except TdxError as error:
-            self.told.append(repr(error))
-            return False
-        assert not refused
-        assert result.outcome is not Outcome.SKIPPED or self.conflict is Conflict.SKIP
-        return True
+    def push(self, peer: Peer, *, resume: bool) -> PushResult:
+        return push(
+            peer,
+            self.source,
+            self.state,
+            sender=_patient(),
+            resume=resume,
+            streams=self.streams,
+            pump=self.pump,
+            conflict=self.conflict,
+        )
 
 
-class Stream(_TdxScene):
+class Stream(_OneFile):
     """``... | tdx push - --name NAME``."""
 
     may_flip = False
@@ -164,26 +175,14 @@ class Stream(_TdxScene):
     def refused(self) -> bool:
         return super().refused and (self.there != self.new or len(self.new) > EXTENT)
 
-    def run(self, peer: Peer, *, resume: bool) -> bool:
-        refused = self.refused
+    def push(self, peer: Peer, *, resume: bool) -> PushResult:
         descriptor = os.open(self.source, os.O_RDONLY)
         try:
-            result = push_stream(
+            return push_stream(
                 peer, descriptor, self.state, sender=_patient(), name=NAME, conflict=self.conflict
             )
-        except Exists:
-            # What cannot be read is not known to be the same.
-            assert self.conflict is Conflict.ERROR
-            assert self.there is not None
-            return False
-        except TdxError as error:
-            self.told.append(repr(error))
-            return False
         finally:
             os.close(descriptor)
-        assert not refused
-        assert result.outcome is not Outcome.SKIPPED or self.conflict is Conflict.SKIP
-        return True
 
 
 class Many(_TdxScene):
