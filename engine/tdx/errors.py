@@ -307,7 +307,7 @@ class DigestMismatch(TdxError):
     code, status, exit_code, permanent = "digest-mismatch", 400, 65, True
 
 
-def of_disk(what: str, error: OSError) -> TdxError:
+def disk_failure(what: str, error: OSError) -> TdxError:
     """The error of the tree for a call to the receiver's disk that failed; ``what`` begins its message."""
     code = error.errno
     if code == errno.ENOSPC:

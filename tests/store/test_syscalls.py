@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tdx.errors import Busy, NoSpace, StorageError, StorageUnusable, TdxError, TooLarge
+from tdx.errors import Busy, NoSpace, StorageError, StorageUnusable, TdxError, TooLarge, disk_failure
 from tdx.store import syscalls
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_without_proc_nothing_is_trusted_and_files_are_private(monkeypatch: pyte
 
 def test_a_full_disk_is_told_from_a_failing_one() -> None:
     for code in (errno.ENOSPC, errno.EDQUOT):
-        assert isinstance(failure("f", OSError(code, "full")), NoSpace)
-    assert isinstance(failure("f", OSError(errno.EIO, "broken")), StorageError)
-    assert failure("f", OSError("no number")).message == "f: no number"
+        assert isinstance(disk_failure("f", OSError(code, "full")), NoSpace)
+    assert isinstance(disk_failure("f", OSError(errno.EIO, "broken")), StorageError)
+    assert disk_failure("f", OSError("no number")).message == "f: no number"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_full_disk_is_told_from_a_failing_one() -> None:
 def test_what_is_wrong_with_a_disk_is_named_and_permanent_unless_it_passes(
     code: int, error: type[TdxError], says: str
 ) -> None:
-    found = failure("f", OSError(code, os.strerror(code)))
+    found = disk_failure("f", OSError(code, os.strerror(code)))
     assert type(found) is error
     assert says in found.message
     assert found.permanent == (error is not Busy)

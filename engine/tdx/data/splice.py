@@ -18,7 +18,7 @@ from tdx.data.buffers import BUFFERS
 from tdx.data.port import BUFFER, Body, Cancel, DescriptorSink, RawBody, ReceiveHooks, Sink, Slot
 from tdx.data.receive import BufferedReceive
 from tdx.data.slots import SlotLedger
-from tdx.errors import ConnectionLost, StorageError, of_disk
+from tdx.errors import ConnectionLost, StorageError, disk_failure
 from tdx.integrity import Hasher, new_hasher
 from tdx.model import Stages
 
@@ -163,7 +163,7 @@ class _Run:
                 n = os.splice(self._outlet, self._sink.descriptor, end - at, offset_dst=at)
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
-                    raise of_disk("what is being received cannot be written", error) from error
+                    raise disk_failure("what is being received cannot be written", error) from error
                 # The file takes no splice: what the pipe holds goes the ordinary way.
                 self._spliceable = False
                 data = os.read(self._outlet, end - at)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from tdx.errors import StorageError, TdxError
+from tdx.errors import StorageError, TdxError, disk_failure
 from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundles import BundleFolder
 from tdx.store.datafile import Disk, Growth, write_full
 from tdx.store.port import Admit, BundledFile
 from tdx.store.publish_bundle import Publication, PublishContext, Staged
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 from tdx.store.turn import Turn
 
 _BLOCK: Final = 4096
@@ -62,7 +62,7 @@ class LocalBundle:
         try:
             self._fd = self._system.open(number, _MAKE, self._bits_of(file), dir_fd=self._folder.fd)
         except OSError as error:
-            raise failure(f"{file.name}: cannot be written", error) from error
+            raise disk_failure(f"{file.name}: cannot be written", error) from error
         self._file = file
         self._at = 0
 
@@ -85,7 +85,7 @@ class LocalBundle:
         try:
             found = self._system.fstat(self._fd)
         except OSError as error:
-            raise failure(f"{file.name}: cannot be looked at", error) from error
+            raise disk_failure(f"{file.name}: cannot be looked at", error) from error
         bits = self._bits_of(file)
         if found.st_mode & 0o7777 != bits:
             with contextlib.suppress(OSError):  # nor permission bits
@@ -111,7 +111,7 @@ class LocalBundle:
             with self.turn:
                 return self._publication.run(self._kept, admit)
         except OSError as error:
-            raise failure("small files cannot be published", error) from error
+            raise disk_failure("small files cannot be published", error) from error
 
     def close(self) -> None:
         if not self._open:

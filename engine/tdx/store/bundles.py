@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from tdx.errors import UploadBusy
+from tdx.errors import UploadBusy, disk_failure
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 from tdx.store.final_names import FinalNames
 from tdx.store.folders import remove
 from tdx.store.paths import DIRECTORY, read_all, write_all
 from tdx.store.receipts import Receipts
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Bundles:
                     remove(self._system, self.fd, name)
                 raise
         except OSError as error:
-            raise failure("the files cannot be received", error) from error
+            raise disk_failure("the files cannot be received", error) from error
 
     def _enter(self, name: str, flags: int) -> BundleFolder:
         fd = self._system.open(name, DIRECTORY, dir_fd=self.fd)
@@ -187,7 +187,7 @@ class Bundles:
             finally:
                 folder.close()
         except OSError as error:
-            raise failure("files that came together cannot be recovered", error) from error
+            raise disk_failure("files that came together cannot be recovered", error) from error
 
     def _carried_out(self, rounds: list[tuple[bool, list[Intent]]]) -> list[Receipt]:
         """The receipts of what has got its final name; durably, then."""

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tdx.errors import NoSpace, StorageError
+from tdx.errors import NoSpace, StorageError, disk_failure
 from tdx.integrity import MIB
 from tdx.model import Span
 from tdx.store.folders import Folder
 from tdx.store.reading import digest_of_span, read_full
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 WRITEBACK_WINDOW: Final = 8 * MIB
 """Writing to disk is started each time a writer has filled one of these."""
@@ -57,7 +57,7 @@ class Growth:
         try:
             free = self._disk.unreserved()
         except OSError as error:
-            raise failure("free space cannot be told", error) from error
+            raise disk_failure("free space cannot be told", error) from error
         if free <= 0:
             with self._lock:
                 # The next bytes ask again.
@@ -78,7 +78,7 @@ def write_full(system: System, fd: int, data: memoryview, offset: int, name: str
             offset += done
             data = data[done:]
     except OSError as error:
-        raise failure(f"{name}: cannot be written", error) from error
+        raise disk_failure(f"{name}: cannot be written", error) from error
 
 
 class DataFile:
@@ -101,7 +101,7 @@ class DataFile:
         try:
             return self._system.fstat(self._folder.data).st_size
         except OSError as error:
-            raise failure(f"{self._name}: cannot be looked at", error) from error
+            raise disk_failure(f"{self._name}: cannot be looked at", error) from error
 
     def write(self, data: memoryview, offset: int) -> None:
         """NoSpace, StorageError."""
@@ -128,7 +128,7 @@ class DataFile:
         try:
             return read_full(self._system, self._folder.data, view, offset)
         except OSError as error:
-            raise failure(f"{self._name}: cannot be read", error) from error
+            raise disk_failure(f"{self._name}: cannot be read", error) from error
 
     def digest_of(self, span: Span, buffer: memoryview) -> bytes | None:
         """None where the disk does not give these bytes: sending them again may mend it."""
@@ -145,7 +145,7 @@ class DataFile:
             if self._system.fstat(self._folder.data).st_size != size:
                 self._system.ftruncate(self._folder.data, size)
         except OSError as error:
-            raise failure(f"{self._name}: cannot be given its length", error) from error
+            raise disk_failure(f"{self._name}: cannot be given its length", error) from error
         # Not every filesystem has permission bits, or room for every date.
         with contextlib.suppress(OSError):
             self._system.fchmod(self._folder.data, bits)

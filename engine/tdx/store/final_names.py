@@ -8,11 +8,11 @@ import errno
 import stat
 from typing import Final
 
-from tdx.errors import BadName, Exists, NotFound, StorageError
+from tdx.errors import BadName, Exists, NotFound, StorageError, disk_failure
 from tdx.model import Conflict
 from tdx.store.paths import RESTART, Tree
 from tdx.store.rules import free_number
-from tdx.store.syscalls import UNSUPPORTED, System, failure
+from tdx.store.syscalls import UNSUPPORTED, System
 
 _NO_LINKS: Final = UNSUPPORTED | {errno.EPERM, errno.EMLINK}
 
@@ -115,7 +115,7 @@ class FinalNames:
                 self.sync_directory(fd, path)
             return self._system.fstat(file).st_size
         except OSError as error:
-            raise failure(f"{path}: cannot be made durable", error) from error
+            raise disk_failure(f"{path}: cannot be made durable", error) from error
         finally:
             self._system.close(file)
 

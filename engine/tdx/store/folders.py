@@ -15,11 +15,11 @@ import os
 import re
 from typing import Any, Final, cast
 
-from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
+from tdx.errors import NotFound, StorageError, TdxError, UploadBusy, disk_failure
 from tdx.model import UploadId, UploadSpec
 from tdx.store import meta
 from tdx.store.paths import DIRECTORY, read_all, read_small, replace_file, write_file
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 DATA: Final = "data"
 JOURNAL: Final = "journal"
@@ -55,7 +55,7 @@ def unreadable(what: str, error: OSError) -> TdxError:
     """Unreadable, or the error of a call that may succeed at another time."""
     if error.errno in _UNREADABLE:
         return Unreadable(f"{what}: {error.strerror or error}")
-    return failure(what, error)
+    return disk_failure(what, error)
 
 
 def is_upload_id(name: str) -> bool:
@@ -90,7 +90,7 @@ class Folder:
         except OSError as error:
             with contextlib.suppress(OSError):
                 remove(system, uploads, upload)
-            raise failure("the upload cannot be made", error) from error
+            raise disk_failure("the upload cannot be made", error) from error
         return folder
 
     @classmethod
@@ -113,7 +113,7 @@ class Folder:
             raise UploadBusy("the upload is in use") from error
         except OSError as error:
             folder.close()
-            raise failure("the upload cannot be claimed", error) from error
+            raise disk_failure("the upload cannot be claimed", error) from error
         except BaseException:
             folder.close()
             raise
@@ -148,7 +148,7 @@ class Folder:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise failure("the upload's data cannot be opened", error) from error
+            raise disk_failure("the upload's data cannot be opened", error) from error
         return True
 
     def read_journal(self) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
+from tdx.errors import disk_failure
 from tdx.model import UploadSpec
 from tdx.store.folders import Folder
 from tdx.store.journal import Record, Session, State, encode, replay, runs
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 
 class Ledger:
@@ -34,7 +35,7 @@ class Ledger:
             self._end, self._chain = replay(folder.read_journal(), self.state, folder.upload)
             system.ftruncate(folder.journal, self._end)
         except OSError as error:
-            raise failure(f"{spec.name}: the journal cannot be opened", error) from error
+            raise disk_failure(f"{spec.name}: the journal cannot be opened", error) from error
         self.append([Record.session(session)])
 
     def append(self, records: list[Record]) -> None:
@@ -53,7 +54,7 @@ class Ledger:
             except InterruptedError:
                 continue
             except OSError as error:
-                raise failure(f"{self._name}: the journal cannot be written", error) from error
+                raise disk_failure(f"{self._name}: the journal cannot be written", error) from error
             at += done
             data = data[done:]
         self._end = at

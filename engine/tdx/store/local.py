@@ -15,7 +15,7 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-from tdx.errors import NotFound, StorageError, TdxError, UploadBusy
+from tdx.errors import NotFound, StorageError, TdxError, UploadBusy, disk_failure
 from tdx.model import RESERVE, Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import UNFINISHED_AGE, Bundles
@@ -34,7 +34,7 @@ from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.rules import check_name, created, is_idle, matching
 from tdx.store.space import Space
-from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, SYNCED_AS_A_WHOLE, System, failure
+from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, SYNCED_AS_A_WHOLE, System
 from tdx.store.upload import LocalUpload
 from tdx.store.uploads import Uploads
 
@@ -142,7 +142,7 @@ class LocalStore:
             return self._begin(folder, folder.spec())
         except OSError as error:
             folder.close()
-            raise failure("the upload cannot be opened", error) from error
+            raise disk_failure("the upload cannot be opened", error) from error
         except BaseException:
             folder.close()
             raise
@@ -204,7 +204,7 @@ class LocalStore:
         try:
             return self._system.fstat(self._uploads.fd).st_nlink > 0
         except OSError as error:
-            raise failure("the folder cannot be looked at", error) from error
+            raise disk_failure("the folder cannot be looked at", error) from error
 
     def staged_bytes(self) -> int:
         with self._lock:

@@ -15,8 +15,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
-from tdx.errors import BadName, StorageError
-from tdx.store.syscalls import System, failure
+from tdx.errors import BadName, StorageError, disk_failure
+from tdx.store.syscalls import System
 
 OWN: Final = ".tdx"
 """The store's own folder inside DIR."""
@@ -175,7 +175,7 @@ class Tree:
             self._system.fsync(fd)
         except OSError as error:
             self.synced({key: inode}, failed=True)
-            raise failure(f"{folder}: cannot make the folder durable", error) from error
+            raise disk_failure(f"{folder}: cannot make the folder durable", error) from error
         self.synced({key: inode})
 
     def synced(self, directories: Unsynced, *, failed: bool = False) -> None:
@@ -215,12 +215,12 @@ class Tree:
         except OSError as error:
             if isinstance(error, FileNotFoundError) or error.errno in BLOCKED | {errno.ENXIO}:
                 return None
-            raise failure(f"{name}: cannot be opened", error) from error
+            raise disk_failure(f"{name}: cannot be opened", error) from error
         try:
             regular = stat.S_ISREG(self._system.fstat(file).st_mode)
         except OSError as error:
             self._system.close(file)
-            raise failure(f"{name}: cannot be opened", error) from error
+            raise disk_failure(f"{name}: cannot be opened", error) from error
         if regular:
             return file
         self._system.close(file)
@@ -241,6 +241,6 @@ def _refusal(name: str, component: str, error: OSError) -> BadName | StorageErro
         return BadName(f"{name}: {component!r:.80} is too long for the receiver's filesystem")
     if error.errno == errno.EILSEQ:
         return BadName(f"{name}: the receiver's filesystem cannot hold this name")
-    if isinstance(found := failure(name, error), StorageError):
+    if isinstance(found := disk_failure(name, error), StorageError):
         return found
     raise found from error

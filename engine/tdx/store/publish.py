@@ -13,13 +13,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tdx.errors import NotFound
+from tdx.errors import NotFound, disk_failure
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.store.final_names import FinalNames
 from tdx.store.folders import DATA, Folder
 from tdx.store.paths import Tree
 from tdx.store.receipts import Receipts
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Destination:
                     self._names.sync_directory(fd, receipt.path)
                 return receipt
         except OSError as error:
-            raise failure(f"{spec.name}: cannot be published", error) from error
+            raise disk_failure(f"{spec.name}: cannot be published", error) from error
 
     def _rename(
         self, folder: Folder, spec: UploadSpec, fd: int, leaf: str, *, size: int, root: str, verified: bool

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tdx.errors import Busy, TdxError
+from tdx.errors import Busy, TdxError, disk_failure
 from tdx.integrity import MIN_EXTENT, Root
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
@@ -27,7 +27,7 @@ from tdx.store.paths import Tree, Unsynced
 from tdx.store.port import Admit, BundledFile
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
-from tdx.store.syscalls import UNSUPPORTED, System, failure
+from tdx.store.syscalls import UNSUPPORTED, System
 from tdx.store.turn import Turn
 
 FEW: Final = 2
@@ -242,7 +242,7 @@ class Publication:
 
     def _refuse(self, each: Staged, error: TdxError | OSError) -> None:
         if isinstance(error, OSError):
-            error = failure(f"{each.file.name}: cannot be published", error)
+            error = disk_failure(f"{each.file.name}: cannot be published", error)
         self._results[each.place] = error
         self._folder.drop(each.number)
 
@@ -268,7 +268,7 @@ class Publication:
                 self._folder.write_intents(intents, self._owner, overwrites=overwrites)
         except OSError as error:
             # No sync has failed, so nothing is in doubt: a disk that is full may have room later.
-            raise failure("small files cannot be made durable, and none was published", error) from error
+            raise disk_failure("small files cannot be made durable, and none was published", error) from error
         try:
             with self._turn.aside():
                 if not self._sync_as_one():
@@ -277,7 +277,7 @@ class Publication:
             self._tree.synced(self._unsynced, failed=True)
             for each in (*there, *self._unsure):
                 self._names.doubt(each.path, error)
-            raise failure("small files cannot be made durable, and none was published", error) from error
+            raise disk_failure("small files cannot be made durable, and none was published", error) from error
         self._tree.synced(self._unsynced)
         self._unsynced.clear()
         return receipts

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Generator
 from typing import Protocol
 
-from tdx.errors import NoSpace
+from tdx.errors import NoSpace, disk_failure
 from tdx.integrity import MIN_EXTENT
 from tdx.model import UploadSpec
 from tdx.store.journal import data_ranges
 from tdx.store.rules import check_space
-from tdx.store.syscalls import NO_SPACE, System, failure
+from tdx.store.syscalls import NO_SPACE, System
 
 
 class Taker(Protocol):
@@ -48,7 +48,7 @@ class Space:
             needed = sum(taker.still_needed() for taker in self._takers)
             return self.unreserved() - needed - self._promised
         except OSError as error:
-            raise failure("free space cannot be told", error) from error
+            raise disk_failure("free space cannot be told", error) from error
 
     @contextlib.contextmanager
     def promise(self, spec: UploadSpec) -> Generator[None]:
@@ -90,7 +90,7 @@ class Space:
                 self._allocate(fd, span.start, len(span))
             except OSError as error:
                 if error.errno in NO_SPACE:
-                    raise failure(spec.name, error) from error
+                    raise disk_failure(spec.name, error) from error
                 return
 
     def _allocate(self, fd: int, offset: int, length: int) -> None:

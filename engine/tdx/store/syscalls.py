@@ -16,8 +16,6 @@ import time
 from functools import cache
 from typing import Any, Final
 
-from tdx.errors import of_disk
-
 TMPFS: Final = 0x01021994
 RAMFS: Final = 0x858458F6
 BTRFS: Final = 0x9123683E
@@ -82,10 +80,6 @@ def _call(function: Any, *arguments: Any) -> None:
     if function(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-
-
-failure = of_disk
-"""The error of the tree for a failed call."""
 
 
 class System:

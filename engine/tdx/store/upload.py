@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
-from tdx.errors import NotFound, ProtocolError, StorageError, TdxError
+from tdx.errors import NotFound, ProtocolError, StorageError, TdxError, disk_failure
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 from tdx.store.datafile import DataFile
@@ -28,7 +28,7 @@ from tdx.store.port import Piece
 from tdx.store.publish import Destination
 from tdx.store.reading import new_buffer
 from tdx.store.rules import complete_length, lengthened, needed_bytes, refreshed
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 MARK_BYTES: Final = 1 << 30
 MARK_SECONDS: Final = 30.0
@@ -283,7 +283,7 @@ class LocalUpload:
         try:
             self._folder.write_spec(spec)
         except OSError as error:
-            raise failure(f"{spec.name}: cannot be noted", error) from error
+            raise disk_failure(f"{spec.name}: cannot be noted", error) from error
         self._spec = spec
 
     # --- its end --------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class LocalUpload:
             try:
                 self._folder.remove()
             except OSError as error:
-                raise failure(f"{self._spec.name}: the partial cannot be removed", error) from error
+                raise disk_failure(f"{self._spec.name}: the partial cannot be removed", error) from error
             self._give_up()
 
     def close(self) -> None:

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from tdx.errors import TdxError
+from tdx.errors import TdxError, disk_failure
 from tdx.model import Owner, UploadId
 from tdx.store.folders import DATA, JOURNAL, META, Folder, is_upload_id, read_meta
 from tdx.store.paths import DIRECTORY
 from tdx.store.port import Partial
-from tdx.store.syscalls import System, failure
+from tdx.store.syscalls import System
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Uploads:
         try:
             names = self._system.listdir(self.fd)
         except OSError as error:
-            raise failure("the uploads cannot be listed", error) from error
+            raise disk_failure("the uploads cannot be listed", error) from error
         return [UploadId(name) for name in sorted(names) if is_upload_id(name)]
 
     def partials(self) -> list[Partial]:
@@ -84,7 +84,7 @@ class Uploads:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise failure("an upload cannot be looked at", error) from error
+            raise disk_failure("an upload cannot be looked at", error) from error
 
     @contextlib.contextmanager
     def claimed(self, upload: UploadId) -> Generator[Folder]:
@@ -93,6 +93,6 @@ class Uploads:
         try:
             yield folder
         except OSError as error:
-            raise failure("an upload cannot be cleaned up", error) from error
+            raise disk_failure("an upload cannot be cleaned up", error) from error
         finally:
             folder.close()
