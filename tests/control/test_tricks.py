@@ -13,6 +13,7 @@ import pytest
 
 from support.datakit import pattern
 from support.receiving import RunningReceiver
+from support.spaces import needs_root
 from support.uploading import open_upload
 from support.wire import chunked
 from tdx.integrity import digest_of
@@ -168,8 +169,7 @@ def test_what_is_no_file_under_the_final_name_blocks_nobody_and_is_not_written_t
         elif kind == "a socket":
             listener.bind(str(taken))
         elif kind == "a device":
-            if os.geteuid():
-                pytest.skip("only root makes devices")
+            needs_root()
             os.mknod(taken, 0o600 | 0o020000, os.makedev(1, 3))
         elif kind == "a folder":
             taken.mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -12,14 +11,14 @@ import pytest
 
 from support.content import MIB, random_file, sha256_of
 from support.processes import PROGRAM, Processes, Receiver, wait_until
+from support.spaces import needs
 
 ONCE = ("--retries", "1")
 
 
 @pytest.fixture(autouse=True)
 def _prlimit() -> None:
-    if shutil.which("prlimit") is None:
-        pytest.skip("there is no prlimit")
+    needs("prlimit")
 
 
 def limit(receiver: Receiver, *limits: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 
 from support.content import MIB, random_file
 from support.processes import PROGRAM, Processes, Receiver, wait_until
+from support.spaces import needs
 from support.traces import Call, is_complete, read_trace, tracer
 from tdx.model import Span
 from tdx.ranges import RangeSet
@@ -119,8 +119,7 @@ class Trace:
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    if shutil.which("strace") is None:
-        pytest.skip("there is no strace")
+    needs("strace")
     area = tmp_path_factory.mktemp("traced")
     with Processes(area / "logs") as processes:
         traced(processes, area)
