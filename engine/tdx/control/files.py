@@ -10,6 +10,7 @@ from tdx.control.ending import candidates, find_identical, finish
 from tdx.control.file_fields import check_size, check_stated_length, only_new, spec_of
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
+from tdx.control.reuse import base_size
 from tdx.control.session import Session
 from tdx.control.upload_fields import NO_STORE, PLAIN_EXPIRY, claims_of, limit, location, standing
 from tdx.errors import (
@@ -279,6 +280,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     )
     # An earlier run may have published while this one waited for its end.
     same_size = bool(await receiver.workers.on_disk(candidates, receiver.store, spec))
+    earlier_size = await base_size(receiver, exchange, spec)
     if earlier is not None:
         receiver.metrics.resumes.add(1)
         receiver.metrics.resumed_bytes.add(session.upload.held.total())
@@ -305,6 +307,8 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         "resumed": earlier is not None,
         "unchanged": earlier is not None and earlier.fingerprint == spec.fingerprint,
     }
+    if earlier_size is not None:
+        document["base"] = earlier_size
     if exchange.connection.tls is not None:
         document["seals"] = [fields.SEAL]
     return json_response(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 from tdx.control.messages import Exchange, digests_differ
@@ -167,26 +167,34 @@ class Session:
         do not fit it are not recorded.
         """
         extents = extents_of(span, self.upload.spec.extent_size)
-        with self._writing(exchange, span, in_order=False) as writer:
-            self._writers.parts.forget(extents)
+        with self.writing(exchange, span) as writer:
+            self.forget_parts([extents])
             return await self._receive_kept(writer, extents, expected)
+
+    def forget_parts(self, extents: Iterable[range]) -> None:
+        """Parts of these that came do not count any more."""
+        for each in extents:
+            self._writers.parts.forget(each)
 
     async def receive_part(self, exchange: Exchange, span: Span, expected: bytes | None) -> Received:
         """Receive a part of one extent, which is recorded, with the digest of what is stored, once all its
         parts are there. ``expected`` as for :meth:`receive_extents`, of the part."""
         index = span.start // self.upload.spec.extent_size
-        with self._writing(exchange, span, in_order=False, part_of=index) as writer:
+        with self.writing(exchange, span, part_of=index) as writer:
             return await self._receive_kept(writer, range(index, index + 1), expected, part_of=index)
 
     async def _receive_kept(
         self, writer: Writer, extents: range, expected: bytes | None, part_of: int | None = None
     ) -> Received:
-        # Beginnings of extents that appends left are about to be written over.
-        if stale := [index for index in self.upload.tails if index in extents]:
-            await self.workers.on_disk(self.upload.invalidate, stale)
+        await self.drop_beginnings(extents)
         judgement = Judgement(self.upload, self.metrics)
         slots = self._slots(writer.span)
         return await self._receive(writer, slots, judgement, expected=expected, part_of=part_of)
+
+    async def drop_beginnings(self, extents: Container[int]) -> None:
+        """Forget what appends left of these extents: it is about to be written over."""
+        if stale := [index for index in self.upload.tails if index in extents]:
+            await self.workers.on_disk(self.upload.invalidate, stale)
 
     def _slots(self, span: Span) -> Iterator[Slot]:
         """Each extent's part of a body, and whether it is kept: not of an extent that is held by now."""
@@ -219,7 +227,7 @@ class Session:
         if length is not None and end > MAX_EXTENTS * size:
             raise TooLarge(f"a file of more than {MAX_EXTENTS * size} bytes")
         span = Span(start, end)
-        with self._writing(exchange, span, in_order=True) as writer:
+        with self.writing(exchange, span, in_order=True) as writer:
             self._writers.parts.forget(extents_of(span, size))
             carried = await self.at_length(self._restore_hasher, start) if start % size else None
             slots = self._slots(span)
@@ -250,12 +258,20 @@ class Session:
         return hasher
 
     @contextlib.contextmanager
-    def _writing(
-        self, exchange: Exchange, span: Span, *, in_order: bool, part_of: int | None = None
+    def writing(
+        self,
+        exchange: Exchange,
+        span: Span,
+        extents: Sequence[range] | None = None,
+        *,
+        in_order: bool = False,
+        part_of: int | None = None,
     ) -> Generator[Writer]:
-        """Register a body. Nothing is awaited between the caller's checks and the lease."""
+        """Register a writer of the ``extents`` that ``span`` touches, or of some of them. Nothing is awaited
+        between the caller's checks and the lease."""
         self.machine.handle(UploadEvent.BODY)
-        extents = [extents_of(span, self.upload.spec.extent_size)]
+        if extents is None:
+            extents = [extents_of(span, self.upload.spec.extent_size)]
         try:
             with self._writers.writing(exchange, span, extents, in_order=in_order, part_of=part_of) as writer:
                 yield writer
