@@ -30,6 +30,9 @@ PUMPS = ("auto", "sendfile", "buffered")
     help="What to do where the name is taken.",
 )
 @click.option(
+    "-W", "--whole", is_flag=True, help="Send all of a file that overwrites another, not what has changed."
+)
+@click.option(
     "--streams", type=click.IntRange(1, 64), help="Parallel connections.  [default: found by measuring]"
 )
 @click.option("--limit-rate", type=RATE, metavar="RATE", help="Most bytes per second: 20M, 20MB, 160Mbit.")
@@ -65,6 +68,7 @@ def command(
     recursive: bool,
     name: str | None,
     conflict: str,
+    whole: bool,
     streams: int | None,
     limit_rate: float | None,
     retries: int,
@@ -116,6 +120,7 @@ def command(
         state=kept,
         conflict=Conflict(conflict),
         resume=resume,
+        whole=whole,
         streams=streams,
         digest=digest,
         pump=pump,

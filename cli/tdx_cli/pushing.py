@@ -40,6 +40,7 @@ class Wishes:
     state: Path
     conflict: Conflict
     resume: bool
+    whole: bool
     streams: int | None
     digest: str | None
     pump: str | None
@@ -98,6 +99,7 @@ class Run:
             state=wishes.state,
             conflict=wishes.conflict,
             resume=wishes.resume,
+            whole=wishes.whole,
             streams=wishes.streams,
             digest=wishes.digest,
             pump=wishes.pump,
@@ -163,7 +165,7 @@ class Run:
         for each in running:
             tally = each.tally
             sent += tally.sent
-            done += min(tally.sent + tally.resumed, tally.total or 0)
+            done += min(tally.sent + tally.resumed + tally.reused, tally.total or 0)
             ours.add(tally.ours)
             theirs.add(tally.theirs)
             if len(each.items) == 1:
@@ -229,6 +231,7 @@ def _ending(ended: Ended) -> Ending:
             result.root,
             result.path,
             together=ended.together,
+            reused_bytes=ended.reused,
         )
     error = ended.error
     if isinstance(error, TdxError):
@@ -236,5 +239,12 @@ def _ending(ended: Ended) -> Ending:
     else:
         failure = Failure("internal", f"{type(error).__name__}: {error}", INTERNAL)
     return Ending(
-        "failed", ended.item.name, ended.size, ended.sent, ended.resumed, ended.seconds, error=failure
+        "failed",
+        ended.item.name,
+        ended.size,
+        ended.sent,
+        ended.resumed,
+        ended.seconds,
+        error=failure,
+        reused_bytes=ended.reused,
     )

@@ -51,6 +51,7 @@ class Ending:
     path: str | None = None
     error: Failure | None = None
     together: bool = False
+    reused_bytes: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -64,6 +65,7 @@ class Totals:
     files: int = 0
     sent_bytes: int = 0
     resumed_bytes: int = 0
+    reused_bytes: int = 0
     events: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("done", "identical", "skipped", "failed"), 0)
     )
@@ -73,6 +75,7 @@ class Totals:
         self.files += 1
         self.sent_bytes += ending.sent_bytes
         self.resumed_bytes += ending.resumed_bytes
+        self.reused_bytes += ending.reused_bytes
         self.events[ending.event] += 1
         self.codes.add(ending.exit_code)
 
@@ -148,6 +151,7 @@ class JsonReport(Report):
                 "phase": tally.phase,
                 "sent_bytes": tally.sent,
                 "resumed_bytes": tally.resumed,
+                "reused_bytes": tally.reused,
                 "checked_bytes": tally.checked,
                 "retries": tally.retries,
                 "seconds": round(elapsed, 6),
@@ -165,6 +169,7 @@ class JsonReport(Report):
                 "size": ending.size,
                 "sent_bytes": ending.sent_bytes,
                 "resumed_bytes": ending.resumed_bytes,
+                "reused_bytes": ending.reused_bytes,
                 "seconds": round(ending.seconds, 6),
                 "root": ending.root,
                 "path": ending.path,
@@ -185,6 +190,7 @@ class JsonReport(Report):
                 **totals.events,
                 "sent_bytes": totals.sent_bytes,
                 "resumed_bytes": totals.resumed_bytes,
+                "reused_bytes": totals.reused_bytes,
                 "seconds": round(seconds, 6),
                 "exit_code": worst(totals.codes),
             }
@@ -219,6 +225,9 @@ class TextReport(Report):
         line += f" in {seconds_of(ending.seconds)} ({rate_of(ending.sent_bytes, ending.seconds)})"
         if ending.resumed_bytes:
             line += f", {size_of(ending.resumed_bytes)} resumed"
+        if ending.reused_bytes:
+            taken = size_of(ending.reused_bytes)
+            line += f"; {size_of(ending.sent_bytes)} sent, {taken} taken from the earlier version"
         return line
 
     def flush(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Final
 
-from tdx.control.files import receipt_document, too_large
+from tdx.control.file_fields import too_large
+from tdx.control.files import receipt_document
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.replays import Incoming

@@ -53,6 +53,7 @@ class Ended:
     result: PushResult | None = None
     error: Exception | None = None
     together: bool = False
+    reused: int = 0
 
 
 class Watch(Protocol):

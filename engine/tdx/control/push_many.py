@@ -255,7 +255,9 @@ class ManyPushes:
         except Exception as raised:
             error = raised
         size = tally.total if result is None else result.size
-        self._end([Ended(item, size, tally.sent, tally.resumed, _now() - began, result, error)])
+        ended = Ended(item, size, tally.sent, tally.resumed, _now() - began, result, error)
+        ended.reused = tally.reused
+        self._end([ended])
         self._watch.flush()
         if error is not None and not isinstance(error, TdxError):
             raise error

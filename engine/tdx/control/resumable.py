@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tdx.control.files import check_size, check_stated_length, complete
+from tdx.control.file_fields import check_size, check_stated_length
+from tdx.control.files import complete
 from tdx.control.messages import Exchange, Response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session

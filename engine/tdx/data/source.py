@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from tdx.data.port import BUFFER
 from tdx.errors import SourceChanged, SourceError
-from tdx.integrity import digest_of, extent_count, extent_span, new_hasher
+from tdx.integrity import block_digests, digest_of, extent_count, extent_span, new_hasher
 from tdx.model import Span, shown
 
 MAX_HOLES: Final = 1000
@@ -215,6 +215,17 @@ class Source:
                 self._fill(part, at)
                 hasher.update(part)
             yield index, hasher.digest()
+
+    def block_digests(self, span: Span) -> bytes:
+        """The digests of the blocks that ``span``, which begins with one, is made of. Errors as
+        :meth:`hash_extents`."""
+        buffer = memoryview(bytearray(min(BUFFER, len(span))))
+        digests: list[bytes] = []
+        for at in range(span.start, span.end, len(buffer)):
+            part = buffer[: min(len(buffer), span.end - at)]
+            self._fill(part, at)
+            digests.append(block_digests(part))
+        return b"".join(digests)
 
     def content_digest(self, algorithm: str, go_on: Callable[[], None]) -> bytes:
         """The whole content's digest by a hash of the standard library (``sha-256``), for whoever

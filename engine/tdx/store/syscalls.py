@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import time
 from functools import cache
 from typing import Any, Final
@@ -50,6 +51,8 @@ _RENAME_NOREPLACE: Final = 1
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
+_FICLONERANGE: Final = 0x4020940D
+_CLONE_RANGE: Final = struct.Struct("=qQQQ")
 _STATX_SIZE: Final = 256
 _STATX_MNT_ID_OFFSET: Final = 144
 
@@ -196,6 +199,17 @@ class System:
 
     def preadv(self, fd: int, view: memoryview, offset: int) -> int:
         return os.preadv(fd, [view], offset)
+
+    def seek(self, fd: int, offset: int, whence: int) -> int:
+        return os.lseek(fd, offset, whence)
+
+    def clone_range(self, source: int, target: int, offset: int, length: int) -> None:
+        """Have ``target`` share the blocks of ``source`` there (ioctl_ficlonerange(2))."""
+        fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, offset, length, offset))
+
+    def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
+        """Copy up to ``count`` bytes at ``offset`` to the same place; 0 at the end of ``source``."""
+        return os.copy_file_range(source, target, count, offset, offset)
 
     def ftruncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
