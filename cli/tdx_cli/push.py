@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CONFLICTS = ("rename", "overwrite", "skip", "error")
 PUMPS = ("auto", "sendfile", "buffered")
+UNABLE = ("", "dumb", "unknown")
+"""Terminals that cannot draw a line anew."""
 
 
 @click.command("push", short_help="Send files to a peer.", no_args_is_help=False)
@@ -103,6 +105,7 @@ def command(
     from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
     from tdx.model import Conflict
+    from tdx_cli.deadline import Deadline
     from tdx_cli.pushing import Run, Wishes
 
     peer = Peer.parse(given_peer)
@@ -129,17 +132,20 @@ def command(
         several=several,
     )
     report = _report(str(peer), as_json=as_json, quiet=quiet, several=several)
-    with asyncio.Runner() as runner:
-        return runner.run(Run(wishes, report).push(plan.plan(paths, name=name, recursive=recursive)))
+    with Deadline(timeout) as deadline, asyncio.Runner() as runner:
+        code = runner.run(Run(wishes, report).push(plan.plan(paths, name=name, recursive=recursive)))
+        deadline.settle(code)
+    return code
 
 
 def _report(peer: str, *, as_json: bool, quiet: bool, several: bool) -> Report:
+    import os
     import sys
 
     from tdx_cli.report import JsonReport, Report, Several, TextReport
 
     lines = JsonReport(peer) if as_json else Report() if quiet else TextReport(peer)
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM", "") in UNABLE:
         return lines
     from tdx_cli.progress import TerminalReport
 

@@ -21,6 +21,7 @@ KEYS: Final = (
     "allowed_origins",
     "reserve",
     "log_level",
+    "log_format",
     "announce",
     "discover",
     "limits",

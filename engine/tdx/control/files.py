@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+from tdx.control import events
 from tdx.control.ending import candidates, find_identical, finish
 from tdx.control.file_fields import check_size, check_stated_length, only_new, spec_of
 from tdx.control.messages import Exchange, Response, json_response
@@ -52,6 +53,7 @@ def left_alone(
 ) -> Response:
     """The answer where nothing had to be stored, because of the file that is there."""
     receiver.metrics.uploads.add(1, (exchange.protocol, outcome))
+    events.left_alone(name, existing, outcome)
     document = {
         "outcome": outcome,
         "name": name,
@@ -116,7 +118,7 @@ async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> 
                 return await exchange.keep_posted(complete(receiver, exchange, session))
             except BaseException as error:
                 if not (announced or by_name) or isinstance(error, Overrun | TooLarge):
-                    await receiver.sessions.discard(session, "failed")
+                    await receiver.sessions.discard(session, "failed", error)
                 raise
 
 
@@ -234,13 +236,13 @@ async def complete(
         most = largest_file(exchange.limits, exchange.grant, MAX_LENGTH)
         try:
             receipt = await finish(session, claims, most)
-        except (DigestMismatch, Exists, TooLarge):
+        except (DigestMismatch, Exists, TooLarge) as error:
             if exchange.resumable:
                 # It is not the upload that went wrong: there is nothing to be resumed.
                 exchange.always.append(exchange.dialect.completeness(done=True))
-            await receiver.sessions.discard(session, "failed")
+            await receiver.sessions.discard(session, "failed", error)
             raise
-        receiver.sessions.ended(session, receipt.outcome)
+        receiver.sessions.ended(session, receipt)
     response = receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
     if exchange.resumable:
         if exchange.head.method != "PATCH":
@@ -290,8 +292,8 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
             try:
                 await receiver.sessions.admit(session, exchange.grant)
                 await session.receive_onward(exchange, 0, claims_of(exchange, "content-digest"))
-            except (DigestMismatch, Overrun, TooLarge):
-                await receiver.sessions.discard(session, "failed")
+            except (DigestMismatch, Overrun, TooLarge) as error:
+                await receiver.sessions.discard(session, "failed", error)
                 raise
             await session.at_length(session.upload.mark)
         if exchange.dialect.ends_at_length and session.offset == length:

@@ -20,6 +20,10 @@ class Received:
     stages: Stages = field(default_factory=Stages)
     bytes: int = 0
 
+    def add(self, other: Received) -> None:
+        self.stages.add(other.stages)
+        self.bytes += other.bytes
+
 
 class Judgement:
     """Holds back the pieces of one body until all of it is known to have the digests claimed of it (RFC 9530

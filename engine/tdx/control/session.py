@@ -71,8 +71,10 @@ class Session:
         """The file that was there has been found to be another one."""
         self.last_used = self.started = asyncio.get_running_loop().time()
         """Seconds on the loop's clock; ``started`` is when the newest run opened the upload."""
-        self.received = 0
-        """Bytes that arrived since then."""
+        self.brought = Received()
+        """What arrived since then, and where the time went."""
+        self.resumed = upload.held.total()
+        """Bytes that were held before."""
         self.store = store
         self.workers = workers
         self.metrics = metrics
@@ -141,7 +143,7 @@ class Session:
     def restarted(self) -> None:
         """A new run has taken the upload over."""
         self.started = asyncio.get_running_loop().time()
-        self.received = 0
+        self.brought, self.resumed = Received(), self.upload.held.total()
         self.compared = False
         self._writers.parts.forget()
 
@@ -301,7 +303,7 @@ class Session:
         try:
             await exchange.connection.lend(lambda _: move(), cancel)
         finally:
-            self.received += received.bytes
+            self.brought.add(received)
         exchange.file_body_ended(body)
         self.metrics.add_stages(received.stages)
         return received
