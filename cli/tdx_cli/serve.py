@@ -13,7 +13,7 @@ import click
 from tdx_cli.notify import notify
 from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
-from tdx_cli.values import ADDRESS
+from tdx_cli.values import ADDRESS, COMMAND
 
 if TYPE_CHECKING:
     from tdx.config import ServeConfig
@@ -38,6 +38,12 @@ LEVELS: Final = ("debug", "info", "warning", "error")
     multiple=True,
     help="An address to listen on; may be repeated.  [default: loopback and mesh addresses, port 8390]",
 )
+@click.option(
+    "--on-receive",
+    type=COMMAND,
+    metavar="CMD",
+    help="A program, with arguments, to run for each file once it is there. No shell; see docs/services.md.",
+)
 @click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @config_option("A TOML file; flags win over it.")
 @state_option("Where receipts, this device's key and the trusted devices are kept.")
@@ -46,6 +52,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 def command(
     folder: Path | None,
     listen: tuple[tuple[str, int], ...],
+    on_receive: tuple[str, ...] | None,
     metrics: tuple[str, int] | None,
     config: Path | None,
     state: Path | None,
@@ -63,7 +70,14 @@ def command(
     config = config or default_config_file(os.environ)
     if folder is None and config is None:
         raise UsageError("no folder to receive into: give --dir DIR, or --config FILE that names one")
-    flags = Partial(folder=folder, listen=listen, metrics=metrics, state=state, log_level=log_level)
+    flags = Partial(
+        folder=folder,
+        listen=listen,
+        metrics=metrics,
+        state=state,
+        log_level=log_level,
+        on_receive=on_receive or (),
+    )
 
     def configure() -> ServeConfig:
         return merge({} if config is None else load(config), flags)

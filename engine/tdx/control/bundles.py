@@ -230,8 +230,10 @@ class Arrival:
             await receiver.workers.on_disk(self.end)
             raise
         started = perf_counter()
-        published = iter(await receiver.workers.in_turn(self._incoming.owner, self._publish))
+        ended = await receiver.workers.in_turn(self._incoming.owner, self._publish)
         receiver.metrics.add_stages(Stages(sync=perf_counter() - started))
+        receiver.published((each for each in ended if isinstance(each, Receipt)), exchange.identity)
+        published = iter(ended)
         results = [next(published) if each is None else each for each in self._results]
         self._count(results)
         return results

@@ -295,6 +295,7 @@ async def complete(
             await receiver.sessions.discard(session, "failed")
             raise
         receiver.sessions.ended(session, receipt.outcome)
+        receiver.published([receipt], exchange.identity)
     response = receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
     if exchange.resumable:
         if exchange.head.method != "PATCH":

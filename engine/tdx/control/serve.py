@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tdx.config import ServeConfig
 from tdx.control.discovery import announce
 from tdx.control.loop import loop_factory
+from tdx.control.on_receive import Programs
 from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
@@ -102,6 +103,8 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
     configuring = Configuring(receiver, hooks.configure)
     loop.add_signal_handler(signal.SIGHUP, configuring.ask)
     try:
+        if config.on_receive:
+            receiver.programs = Programs(config, receiver.metrics, os.environ)
         if config.metrics is not None:
             scraped = serve_metrics(receiver.metrics, *config.metrics)
         addresses = await server.start()
@@ -123,6 +126,8 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
                 task.cancel()
                 await asyncio.wait([task])
         await server.stop()
+        if receiver.programs is not None:
+            await receiver.workers.at_length(receiver.programs.close)
         if scraped is not None:
             scraped.close()
         receiver.workers.close()
