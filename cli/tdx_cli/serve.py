@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tdx_cli.notify import notify
+from tdx_cli.notify import notify, notify_reloading, notify_status, watchdog_seconds
 from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
 from tdx_cli.values import ADDRESS, COMMAND
@@ -62,8 +62,13 @@ def command(
     """Receive files into DIR until SIGTERM or Ctrl-C.
 
     Prints one line `listening HOST:PORT` for each address once it accepts connections, and
-    `metrics HOST:PORT` with --metrics. Logs go to standard error.
+    `metrics HOST:PORT` with --metrics. Logs go to standard error. Sockets that systemd passes (socket
+    activation) are used instead of the addresses.
     """
+    from tdx.control.inherited import take_inherited
+
+    inherited = take_inherited(os.environ, os.getpid())
+    patience = watchdog_seconds(os.environ, os.getpid())
     from tdx.config import Partial, default_config_file, load, merge
     from tdx.errors import UsageError
 
@@ -86,7 +91,17 @@ def command(
     _log_to_stderr(merged.log_level)
     from tdx.control import serve
 
-    serve.run(merged, serve.Hooks(_announce, _stopping, configure), pump)
+    hooks = serve.Hooks(
+        ready=_announce,
+        stopping=_stopping,
+        configure=configure,
+        reloading=notify_reloading,
+        reloaded=_ready,
+        alive=_alive,
+        status=notify_status,
+        patience=patience,
+    )
+    serve.run(merged, hooks, pump, inherited)
 
 
 def _announce(addresses: Sequence[Endpoint], metrics: Endpoint | None) -> None:
@@ -96,7 +111,15 @@ def _announce(addresses: Sequence[Endpoint], metrics: Endpoint | None) -> None:
         say(f"listening {format_address((address.host, address.port))}")
     if metrics is not None:
         say(f"metrics {format_address((metrics.host, metrics.port))}")
+    _ready()
+
+
+def _ready() -> None:
     notify("READY=1")
+
+
+def _alive() -> None:
+    notify("WATCHDOG=1")
 
 
 def _stopping() -> None:
