@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from tdx_cli.logs import FORMATS, log_to
-from tdx_cli.notify import notify
+from tdx_cli.notify import notify, notify_reloading, notify_status, watchdog_seconds
 from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
-from tdx_cli.values import ADDRESS
+from tdx_cli.values import ADDRESS, COMMAND
 
 if TYPE_CHECKING:
     from tdx.config import ServeConfig
@@ -39,6 +39,12 @@ STDERR: Final = 2
     multiple=True,
     help="An address to listen on; may be repeated.  [default: loopback and mesh addresses, port 8390]",
 )
+@click.option(
+    "--on-receive",
+    type=COMMAND,
+    metavar="CMD",
+    help="A program, with arguments, to run for each file once it is there. No shell; see docs/services.md.",
+)
 @click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
 @config_option("A TOML file; flags win over it.")
 @state_option("Where receipts, this device's key and the trusted devices are kept.")
@@ -48,6 +54,7 @@ STDERR: Final = 2
 def command(
     folder: Path | None,
     listen: tuple[tuple[str, int], ...],
+    on_receive: tuple[str, ...] | None,
     metrics: tuple[str, int] | None,
     config: Path | None,
     state: Path | None,
@@ -58,8 +65,13 @@ def command(
     """Receive files into DIR until SIGTERM or Ctrl-C.
 
     Prints one line `listening HOST:PORT` for each address once it accepts connections, and
-    `metrics HOST:PORT` with --metrics. Logs go to standard error.
+    `metrics HOST:PORT` with --metrics. Logs go to standard error. Sockets that systemd passes (socket
+    activation) are used instead of the addresses.
     """
+    from tdx.control.inherited import take_inherited
+
+    inherited = take_inherited(os.environ, os.getpid())
+    patience = watchdog_seconds(os.environ, os.getpid())
     from tdx.config import Partial, default_config_file, load, merge
     from tdx.errors import UsageError
 
@@ -73,6 +85,7 @@ def command(
         state=state,
         log_level=log_level,
         log_format=log_format,
+        on_receive=on_receive or (),
     )
 
     def configure() -> ServeConfig:
@@ -82,7 +95,17 @@ def command(
     log_to(STDERR, merged.log_level, merged.log_format)
     from tdx.control import serve
 
-    serve.run(merged, serve.Hooks(_announce, _stopping, configure), pump)
+    hooks = serve.Hooks(
+        ready=_announce,
+        stopping=_stopping,
+        configure=configure,
+        reloading=notify_reloading,
+        reloaded=_ready,
+        alive=_alive,
+        status=notify_status,
+        patience=patience,
+    )
+    serve.run(merged, hooks, pump, inherited)
 
 
 def _announce(addresses: Sequence[Endpoint], metrics: Endpoint | None) -> None:
@@ -92,7 +115,15 @@ def _announce(addresses: Sequence[Endpoint], metrics: Endpoint | None) -> None:
         say(f"listening {format_address((address.host, address.port))}")
     if metrics is not None:
         say(f"metrics {format_address((metrics.host, metrics.port))}")
+    _ready()
+
+
+def _ready() -> None:
     notify("READY=1")
+
+
+def _alive() -> None:
+    notify("WATCHDOG=1")
 
 
 def _stopping() -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
 import pytest
 
 from tdx.errors import UsageError
-from tdx_cli.values import parse_duration, parse_timeout
+from tdx_cli.values import COMMAND, parse_duration, parse_timeout
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,14 @@ def test_a_timeout_of_zero_is_refused() -> None:
     assert parse_timeout("1ms") == pytest.approx(0.001)
     with pytest.raises(UsageError):
         parse_timeout("0s")
+
+
+def test_a_command_is_split_as_a_shell_would_and_its_place_does_not_move() -> None:
+    assert COMMAND.convert("notify-send 'a b' c", None, None) == ("notify-send", "a b", "c")
+    assert COMMAND.convert("./run it", None, None) == (str(Path("run").absolute()), "it")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "''", "a 'b"])
+def test_what_names_no_program_is_an_error_of_usage(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        COMMAND.convert(text, None, None)

@@ -37,6 +37,11 @@ class Tdx:
             "TDX_DEBUG",
             "TDX_CONFIG",
             "STATE_DIRECTORY",
+            "WATCHDOG_USEC",
+            "WATCHDOG_PID",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "TDX_LOOP",
         ):
             self.env.pop(variable, None)
 

@@ -238,11 +238,13 @@ class Arrival:
             await receiver.workers.on_disk(self.end)
             raise
         started = perf_counter()
-        published = iter(await receiver.workers.in_turn(self._incoming.owner, self._publish))
+        ended = await receiver.workers.in_turn(self._incoming.owner, self._publish)
         now = perf_counter()
         spent = Stages(sync=now - started)
         receiver.metrics.add_stages(spent)
         spent.add(self._stages)
+        receiver.published((each for each in ended if isinstance(each, Receipt)), exchange.identity)
+        published = iter(ended)
         results = [next(published) if each is None else each for each in self._results]
         self._count(results)
         events.bundle(self._incoming.owner, results, self._received, now - self._began, spent)

@@ -41,10 +41,14 @@ def endpoint_of(address: tuple[object, ...]) -> Endpoint:
     return Endpoint(host.partition("%")[0], port)
 
 
+def bound_to(sock: socket.socket) -> str:
+    """The network interface that ``sock`` is bound to; empty where it is bound to none."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).rstrip(b"\0").decode()
+
+
 def link_of(sock: socket.socket) -> Link:
     """Both ends of a connected socket, and the interface that it is bound to."""
-    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).rstrip(b"\0").decode()
-    return Link(endpoint_of(sock.getsockname()), endpoint_of(sock.getpeername()), device or None)
+    return Link(endpoint_of(sock.getsockname()), endpoint_of(sock.getpeername()), bound_to(sock) or None)
 
 
 class Connection:

@@ -243,6 +243,7 @@ async def complete(
             await receiver.sessions.discard(session, "failed", error)
             raise
         receiver.sessions.ended(session, receipt)
+        receiver.published([receipt], exchange.identity)
     response = receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
     if exchange.resumable:
         if exchange.head.method != "PATCH":

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tdx.control import events
@@ -28,9 +28,10 @@ OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS
 class Server:
     """Serves one :class:`Receiver` until :meth:`stop`."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, inherited: Sequence[socket.socket] = ()) -> None:
+        """``inherited`` are listening sockets to take connections from, instead of any of its own."""
         self._receiver = receiver
-        self._listeners = Listeners(receiver.config.listen, self._places)
+        self._listeners = Listeners(receiver.config.listen, self._places, inherited)
         self._acceptors: dict[socket.socket, asyncio.Task[None]] = {}
         self._conversations = Conversations(receiver)
         self._talking: set[asyncio.Task[None]] = set()
@@ -42,6 +43,7 @@ class Server:
         """Recover the store, then listen; the addresses listened on."""
         for receipt in await self._receiver.workers.on_disk(self._receiver.store.recover):
             events.recovered(receipt)
+            self._receiver.published([receipt], None)
         await self._receiver.sessions.discard_orphans()
         listeners = await self._receiver.workers.asked(self._listeners.open)
         await self._learn_names()

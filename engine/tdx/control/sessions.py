@@ -49,6 +49,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
+    def busy(self) -> int:
+        """How many are being received, compared or published now."""
+        return sum(session.busy for session in self._open.values())
+
     async def open_for(
         self, spec: UploadSpec, grant: Grant, *, resume: bool, compares: bool = False
     ) -> tuple[Session, int, UploadSpec | None]:

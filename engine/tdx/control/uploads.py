@@ -190,6 +190,7 @@ async def _commit(
                 await receiver.sessions.discard(session, "failed", error)
                 raise
             receiver.sessions.ended(session, receipt)
+            receiver.published([receipt], exchange.identity)
             return receipt
     except NotFound:
         # Another commit has published it meanwhile, or opening it again finished an intent.
