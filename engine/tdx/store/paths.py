@@ -8,6 +8,7 @@ outside.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -31,6 +32,9 @@ BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 """How the system refuses to enter what is no directory, or a link."""
 
 _REMEMBERED: Final = 4096
+
+WALKS: Final = 100
+"""How often a folder is made anew that somebody removes before there is anything in it."""
 
 Unsynced = dict[tuple[int, str], int]
 """Directories that a sync of the whole filesystem will make durable: see :meth:`Tree.parent`."""
@@ -103,19 +107,52 @@ class Tree:
         durable, but those put into ``unsynced``, where that is given: the caller syncs the
         whole filesystem, and then calls :meth:`synced`. Raises FileNotFoundError for a missing one
         otherwise, BadName where a file, a link or another filesystem is in the way.
+
+        Somebody who tidies up may remove a directory that was made a moment ago, as long as it is empty.
+        One that is missing because of that is made again; one that is removed while the context lasts
+        :meth:`is_removed`.
         """
         *folders, leaf = _components(name)
-        fd = self.fd
+        fd = self._walk(folders, name, make, unsynced)
         try:
-            for folder in folders:
-                inner = self._enter(fd, folder, name, make, unsynced)
-                if fd != self.fd:
-                    self._system.close(fd)
-                fd = inner
             yield fd, leaf
         finally:
             if fd != self.fd:
                 self._system.close(fd)
+
+    def _walk(self, folders: list[str], name: str, make: bool, unsynced: Unsynced | None) -> int:
+        """The last of these folders, each in the one before it, open; or DIR itself."""
+        walks = WALKS if make else 1
+        while True:
+            walks -= 1
+            fd = self.fd
+            try:
+                for folder in folders:
+                    inner = self._enter(fd, folder, name, make, unsynced)
+                    if fd != self.fd:
+                        self._system.close(fd)
+                    fd = inner
+                return fd
+            except BaseException as error:
+                if fd != self.fd:
+                    self._system.close(fd)
+                if not (isinstance(error, FileNotFoundError) and walks):
+                    raise
+
+    def is_removed(self, fd: int) -> bool:
+        """Whether the directory that is open has been removed since. OSError."""
+        return self._system.fstat(fd).st_nlink == 0
+
+    @contextmanager
+    def replacing(self, *, alone: bool = False) -> Generator[None]:
+        """Held, in whatever process, by who gives the name of one file to another; and ``alone`` by who looks
+        what carries a name and removes that. OSError."""
+        own = self._system.open(OWN, DIRECTORY, dir_fd=self.fd)
+        try:
+            self._system.flock(own, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
+        finally:
+            self._system.close(own)
 
     def _enter(self, fd: int, folder: str, name: str, make: bool, unsynced: Unsynced | None) -> int:
         try:
@@ -155,6 +192,8 @@ class Tree:
                 self._system.mkdir(folder, 0o777, dir_fd=fd)
         except FileExistsError:
             return
+        except FileNotFoundError:
+            raise  # the folder that it was to lie in is gone
         except OSError as error:
             raise _refusal(name, folder, error) from error
 

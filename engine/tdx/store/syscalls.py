@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import time
 from functools import cache
 from typing import Any, Final
@@ -142,6 +143,17 @@ class System:
     def flock(self, fd: int, operation: int) -> None:
         fcntl.flock(fd, operation)
 
+    def lock_byte(self, fd: int, offset: int) -> None:
+        """Lock one byte of a file, there or not, for this open file description, until it is closed or the
+        byte unlocked (fcntl(2), F_OFD_SETLK). BlockingIOError where another one has it."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+        except PermissionError as error:  # POSIX allows for EACCES
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+    def unlock_byte(self, fd: int, offset: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+
     def mkdir(self, path: str, mode: int, *, dir_fd: int) -> None:
         os.mkdir(path, mode, dir_fd=dir_fd)
 
@@ -196,6 +208,16 @@ class System:
 
     def preadv(self, fd: int, view: memoryview, offset: int) -> int:
         return os.preadv(fd, [view], offset)
+
+    def next_data(self, fd: int, offset: int) -> int | None:
+        """Where the next bytes that are no hole begin; None where there are none any more. OSError where
+        the filesystem does not tell."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
 
     def ftruncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
