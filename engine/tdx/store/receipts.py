@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 MOST_PATHS: Final = 8
 """Earlier copies of one name that are compared with what is being pushed again."""
 
+DATABASE: Final = "receipts.sqlite3"
+"""The file in the state directory."""
+
 _PATIENCE: Final = 30.0
 """Seconds to wait for another process's write."""
 
@@ -88,7 +91,8 @@ _BY_KEY: Final = (
 )
 
 _ARRIVED: Final = """
-SELECT files.path, files.size, files.upload, files.owner, receipts.root, receipts.verified, receipts.published_at
+SELECT files.path, files.size, files.upload, files.owner,
+       receipts.root, receipts.verified, receipts.published_at
 FROM files LEFT JOIN receipts ON receipts.store = files.store AND receipts.upload = files.upload
 WHERE files.store = ?"""
 
@@ -128,7 +132,7 @@ class Receipts:
     def __init__(self, state: Path, store: str) -> None:
         """``store`` is the folder's id. ConfigError where the state directory cannot be used."""
         self._store = store
-        self._path = state / "receipts.sqlite3"
+        self._path = state / DATABASE
         self._lock = threading.Lock()
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
