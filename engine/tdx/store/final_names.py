@@ -3,7 +3,6 @@ of them are in doubt."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import stat
 from typing import Final
@@ -133,15 +132,23 @@ class FinalNames:
             return False
 
 
-def rename_without_replacing(system: System, source: int, staged: str, fd: int, target: str) -> None:
+def rename_without_replacing(
+    system: System, source: int, staged: str, fd: int, target: str, *, moves: bool = False
+) -> None:
     """Rename ``staged`` in the directory ``source`` to ``target`` in ``fd``, which must be free:
-    FileExistsError. OSError; StorageError where the filesystem cannot promise that."""
+    FileExistsError. OSError; StorageError where the filesystem cannot promise that. Where it takes a link and
+    a removal, the latter may fail, which is an OSError only where the file ``moves``."""
     try:
         system.rename_noreplace(staged, target, src_dir_fd=source, dst_dir_fd=fd)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
         _link(system, source, staged, fd, target)
+        try:
+            system.unlink(staged, dir_fd=source)
+        except OSError:
+            if moves:
+                raise
 
 
 def _link(system: System, source: int, staged: str, fd: int, target: str) -> None:
@@ -153,5 +160,3 @@ def _link(system: System, source: int, staged: str, fd: int, target: str) -> Non
         raise StorageError(
             "this filesystem cannot publish without a risk of overwriting; use --conflict overwrite"
         ) from error
-    with contextlib.suppress(OSError):
-        system.unlink(staged, dir_fd=source)

@@ -155,12 +155,10 @@ class Mover:
 
     def _place(self, file: ArrivedFile, source: _Source, fd: int, wanted: str) -> str | None:
         """Move the file into the directory ``fd``; its name there, None where that is another file's."""
-        for name in self._taken(fd, wanted, file.path):
-            there = self._tree.look_in(fd, name, file.path)
-            if there is not None and _inode(there) == _inode(source.found):
-                # Where renaming takes a link and its removal, a run was killed between the two.
-                self._remove(source)
-                return name
+        if (there := self._moved_before(file, source.found, fd, wanted)) is not None:
+            self._system.fsync(fd)
+            self._remove(source)
+            return there
         if self._system.fstat(fd).st_dev != source.found.st_dev:
             return self._copy(file, source, fd, wanted)
         try:
@@ -181,7 +179,7 @@ class Mover:
                 if self._conflict is Conflict.OVERWRITE:
                     self._system.rename(staged, target, src_dir_fd=folder, dst_dir_fd=fd)
                 else:
-                    rename_without_replacing(self._system, folder, staged, fd, target)
+                    rename_without_replacing(self._system, folder, staged, fd, target, moves=True)
             except (FileExistsError, IsADirectoryError):
                 continue  # taken since it was chosen
             return target
@@ -206,9 +204,7 @@ class Mover:
         try:
             if _state(system.fstat(content)) != _state(found):
                 raise SourceChanged(f"{file.path}: changes while it is moved; it stays where it is")
-            target = self._copied_before(file, found, fd, wanted)
-            if target is None:
-                target = self._copy_anew(file, content, found, fd, wanted)
+            target = self._copy_anew(file, content, found, fd, wanted)
             if target is not None:
                 system.fsync(fd)
                 self._remove(source)
@@ -216,15 +212,16 @@ class Mover:
         finally:
             system.close(content)
 
-    def _copied_before(self, file: ArrivedFile, found: os.stat_result, fd: int, wanted: str) -> str | None:
-        """The name of a copy, durable now, that a run made which was killed before it removed the source."""
+    def _moved_before(self, file: ArrivedFile, found: os.stat_result, fd: int, wanted: str) -> str | None:
+        """The name of the same file, with a link or a copy that is durable now: as left by a run that was
+        killed before it removed the source."""
         root = _root_of(file)
-        for name in () if root is None else self._taken(fd, wanted, file.path):
+        for name in self._taken(fd, wanted, file.path):
             there = self._tree.look_in(fd, name, file.path)
-            if (
-                there is not None
-                and stat.S_ISREG(there.st_mode)
-                and there.st_size == file.size
+            if there is None or not stat.S_ISREG(there.st_mode):
+                continue
+            if _inode(there) == _inode(found) or (
+                there.st_size == file.size
                 and abs(there.st_mtime_ns - found.st_mtime_ns) < SAME_MTIME_NS
                 and self._has(fd, name, file.size, root)
             ):
@@ -233,7 +230,7 @@ class Mover:
 
     def _taken(self, fd: int, wanted: str, path: str) -> list[str]:
         """The names that a file may have which was to have this one: it, and the last of those that are
-        numbered without a gap. None where it is free."""
+        numbered without a gap; none where it is free."""
         if self._tree.look_in(fd, wanted, path) is None:
             return []
         last = wanted
