@@ -45,6 +45,9 @@ UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, er
 _TELLING_SYNCFS: Final = (5, 8)
 """The kernel from which on syncfs reports failed writes."""
 
+_FLOCK: Final = "hhqqi4x"
+"""struct flock: type, whence, start, length, pid."""
+
 _KEEP_SIZE: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _RENAME_NOREPLACE: Final = 1
@@ -145,6 +148,17 @@ class System:
     def flock(self, fd: int, operation: int) -> None:
         fcntl.flock(fd, operation)
 
+    def lock_byte(self, fd: int, offset: int) -> None:
+        """Lock one byte of a file, there or not, for this open file description, until it is closed or the
+        byte unlocked (fcntl(2), F_OFD_SETLK). BlockingIOError where another one has it."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+        except PermissionError as error:  # POSIX allows for EACCES
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+    def unlock_byte(self, fd: int, offset: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+
     def mkdir(self, path: str, mode: int, *, dir_fd: int) -> None:
         os.mkdir(path, mode, dir_fd=dir_fd)
 
@@ -210,6 +224,15 @@ class System:
     def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
         """Copy up to ``count`` bytes at ``offset`` to the same place; 0 at the end of ``source``."""
         return os.copy_file_range(source, target, count, offset, offset)
+    def next_data(self, fd: int, offset: int) -> int | None:
+        """Where the next bytes that are no hole begin; None where there are none any more. OSError where
+        the filesystem does not tell."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
 
     def ftruncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
