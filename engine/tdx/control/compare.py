@@ -101,15 +101,18 @@ class Comparison:
         files = [each for each in chunk if isinstance(each, Item) and self._comparable(each)]
         statuses = [each.status for each in files if each.status is not None]
         known = await self._workers.on_disk(self._roots.known, statuses) if statuses else []
-        entries: dict[Found, Entry] = {
+        states = {
             item: _state_of(item.name, status, root)
             for item, status, root in zip(files, statuses, known, strict=True)
         }
+        entries: dict[Found, Entry] = {}
         for each in chunk:
             if isinstance(each, Folder):
                 self._folders[each.name] = each
             if isinstance(each, Folder | Link):
                 entries[each] = each
+            elif isinstance(each, Item) and each in states:
+                entries[each] = states[each]
         verdicts = await self._ask(entries)
         return [step for each in chunk if (step := self._step(each, entries.get(each), verdicts)) is not None]
 
@@ -174,9 +177,10 @@ class Comparison:
         tally.phase = "checking"
         hashed = await hash_all(self._workers, items, self._state, tally.add_checked)
         entries: dict[Found, Entry] = {}
-        for item, found in hashed.items():
-            entries[item] = _state_of(item.name, found.status, found.root)
-            self._remember(found)
+        for item in items:
+            if (found := hashed.get(item)) is not None:
+                entries[item] = _state_of(item.name, found.status, found.root)
+                self._remember(found)
         verdicts = await self._ask(entries)
         steps = [self._step(item, entries.get(item), verdicts) for item in items]
         await self.save(SAVED_AT)

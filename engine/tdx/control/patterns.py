@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
-from pathspec import GitIgnoreSpec, RegexPattern
+from pathspec import GitIgnoreSpec
 
 from tdx.errors import UsageError
 from tdx.model import shown
@@ -44,11 +44,11 @@ class Patterns:
             patterns = GitIgnoreSpec.from_lines(lines).patterns
         except ValueError as error:
             raise UsageError(f"--exclude, --include: {shown(str(error))}") from error
-        self._lines = [
-            (each.regex, each.include)
-            for each in reversed(patterns)
-            if isinstance(each, RegexPattern) and each.regex is not None and each.include is not None
-        ]
+        self._lines: list[tuple[re.Pattern[str], bool]] = []
+        for each in reversed(patterns):
+            regex = cast("re.Pattern[str] | None", each.regex)  # pyright: ignore[reportUnknownMemberType]
+            if regex is not None and each.include is not None:  # as it is of a comment
+                self._lines.append((regex, each.include))
 
     def leave_out(self, path: str, *, folder: bool) -> bool:
         """Whether what lies at ``path``, relative to the pushed folder, is not pushed, and for a folder
