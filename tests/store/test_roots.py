@@ -135,9 +135,10 @@ def test_it_can_be_told_to_forget(state: Path, files: list[Path]) -> None:
     assert not state.exists()
     remembered(state, files[:2])
     remembered(state, files[2:], NOW + 3 * DAY)
-    assert Roots.prune(state, NOW + 3 * DAY, 3 * DAY) == 0
+    assert Roots.prune(state, NOW + 3 * DAY, 4 * DAY) == 0
     assert Roots.prune(state, NOW + 3 * DAY, 2 * DAY) == 2
     assert known(state, files, NOW + 3 * DAY) == [None, None, root_of(files[2])]
+    assert Roots.prune(state, NOW + 3 * DAY, 0.0) == 1
 
 
 class TestFailures:

@@ -140,7 +140,8 @@ class Roots:
 
     @classmethod
     def prune(cls, state: Path, now: float, older_than: float) -> int:
-        """Forget the files that no run has come across for ``older_than`` seconds, whole days; how many."""
+        """Forget the files that no run has come across since ``older_than`` seconds before ``now``, or since
+        the midnight before that; how many."""
         removed = 0
         if not (state / DATABASE).exists():
             return removed
@@ -149,7 +150,7 @@ class Roots:
         def work(database: sqlite3.Connection) -> None:
             nonlocal removed
             before = int((now - older_than) // _DAY)
-            removed = database.execute("DELETE FROM roots WHERE used < ?", (before,)).rowcount
+            removed = database.execute("DELETE FROM roots WHERE used <= ?", (before,)).rowcount
 
         with roots._lock:
             roots._use(work)
