@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tdx.control.items import Ended, Item, LeftOut
+from tdx.control.items import Ended, Found, Item, LeftOut, PartEnded
 from tdx.control.push import PushOptions
 from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
@@ -33,7 +33,7 @@ LOST: Final = "what was read of standard input is lost: push it again from its b
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the flags ask for. ``timeout`` in seconds for the whole run; ``quiet``: no notes, only
-    errors; ``several``: sum up at the end."""
+    errors; ``several``: ask first what the peer has already, and sum up at the end."""
 
     peer: Peer
     sender: SenderOptions
@@ -64,7 +64,7 @@ class Run:
         self._pushes: ManyPushes | None = None
         self._signals = StopSignals()
 
-    async def push(self, items: Iterable[Item | LeftOut]) -> int:
+    async def push(self, items: Iterable[Found]) -> int:
         """Push everything; the exit code. After a stop, what has not begun is not begun."""
         loop = asyncio.get_running_loop()
         self._began = loop.time()
@@ -76,7 +76,7 @@ class Run:
         try:
             async with Sender(self._wishes.peer, self._wishes.sender) as sender:
                 self._sender = sender
-                self._pushes = pushes = sender.many(self._options(), self)
+                self._pushes = pushes = sender.many(self._options(), self, compare=self._wishes.several)
                 # A stop that arrived meanwhile has its turn.
                 await asyncio.sleep(0)
                 if self._stopped is None:
@@ -138,7 +138,7 @@ class Run:
 
     # --- progress --------------------------------------------------------------
 
-    async def _watched(self, pushes: ManyPushes, items: Iterable[Item | LeftOut]) -> None:
+    async def _watched(self, pushes: ManyPushes, items: Iterable[Found]) -> None:
         """Push, reporting progress meanwhile."""
         loop = asyncio.get_running_loop()
         pushing = asyncio.create_task(pushes.run(items))
@@ -207,6 +207,13 @@ class Run:
             self._report.ended(ending)
             if each.error is not None:
                 self._explain(each.item.name, each.error)
+
+    def parts_ended(self, endings: Sequence[PartEnded]) -> None:
+        for each in endings:
+            self._totals.add_part(each)
+            self._report.part_ended(each)
+            if each.error is not None:
+                self._explain(each.part.name, each.error)
 
     def _explain(self, name: str, error: Exception) -> None:
         if not isinstance(error, TdxError):

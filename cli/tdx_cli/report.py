@@ -13,7 +13,7 @@ from tdx.policy.exits import worst
 from tdx_cli.text import flush_said, rate_of, say, seconds_of, size_of
 
 if TYPE_CHECKING:
-    from tdx.control.items import Item
+    from tdx.control.items import Item, PartEnded
     from tdx.control.progress import Tally
 
 OUTCOMES: Final = {"published": "done", "identical": "identical", "skipped": "skipped"}
@@ -60,9 +60,13 @@ class Ending:
 
 @dataclass(slots=True)
 class Totals:
-    """The sum of the files that have ended."""
+    """The sum of the files that have ended, and apart from them of the folders and links that are at the
+    peer; ``refused`` are those that are not."""
 
     files: int = 0
+    folders: int = 0
+    links: int = 0
+    refused: int = 0
     sent_bytes: int = 0
     resumed_bytes: int = 0
     reused_bytes: int = 0
@@ -79,6 +83,15 @@ class Totals:
         self.events[ending.event] += 1
         self.codes.add(ending.exit_code)
 
+    def add_part(self, ending: PartEnded) -> None:
+        if ending.error is not None:
+            self.refused += 1
+            self.codes.add(ending.error.exit_code)
+        elif kind_of(ending) == "folder":
+            self.folders += 1
+        else:
+            self.links += 1
+
 
 @dataclass(slots=True)
 class Overall:
@@ -91,6 +104,11 @@ class Overall:
     size: int | None
     sent: int
     bottleneck: str | None
+
+
+def kind_of(ending: PartEnded) -> str:
+    """``folder`` or ``link``."""
+    return type(ending.part).__name__.lower()
 
 
 class Report:
@@ -112,6 +130,9 @@ class Report:
 
     def ended(self, ending: Ending) -> None:
         """A file that was started has ended."""
+
+    def part_ended(self, ending: PartEnded) -> None:
+        """A folder or a link has ended. Nobody was told before that it began."""
 
     def flush(self) -> None:
         """Nothing more happens for now."""
@@ -173,9 +194,19 @@ class JsonReport(Report):
                 "seconds": round(ending.seconds, 6),
                 "root": ending.root,
                 "path": ending.path,
-                "error": None
-                if error is None
-                else {"code": error.code, "message": error.message, "exit_code": error.exit_code},
+                "error": None if error is None else _error_of(error),
+            }
+        )
+
+    def part_ended(self, ending: PartEnded) -> None:
+        error = ending.error
+        self._say(
+            {
+                "event": kind_of(ending),
+                "name": ending.part.name,
+                "outcome": ending.outcome,
+                "path": ending.path,
+                "error": None if error is None else _error_of(Failure.of(error)),
             }
         )
 
@@ -188,6 +219,9 @@ class JsonReport(Report):
                 "event": "summary",
                 "files": totals.files,
                 **totals.events,
+                "folders": totals.folders,
+                "links": totals.links,
+                "refused": totals.refused,
                 "sent_bytes": totals.sent_bytes,
                 "resumed_bytes": totals.resumed_bytes,
                 "reused_bytes": totals.reused_bytes,
@@ -203,15 +237,27 @@ class JsonReport(Report):
         say(_encode(event), flush=False)
 
 
-class TextReport(Report):
-    """A line on standard output for each file that is at the peer now."""
+def _error_of(failure: Failure) -> dict[str, object]:
+    return {"code": failure.code, "message": failure.message, "exit_code": failure.exit_code}
 
-    def __init__(self, peer: str) -> None:
+
+class TextReport(Report):
+    """A line on standard output for each file that is at the peer now. ``brief``: only for each that was
+    sent; others, and folders and links, are in the sum."""
+
+    def __init__(self, peer: str, *, brief: bool = False) -> None:
         self._peer = peer
+        self._brief = brief
 
     def ended(self, ending: Ending) -> None:
-        if ending.error is None:
+        if ending.error is None and not (self._brief and ending.event in ("identical", "skipped")):
             say(self._line(ending), flush=False)
+
+    def part_ended(self, ending: PartEnded) -> None:
+        if ending.error is None and not self._brief:
+            what = {"same": "already at", "made": "made at", "skipped": "left out, taken at"}[ending.outcome]
+            name, path = shown(ending.part.name), shown(ending.path or "")
+            say(f"{name}: {kind_of(ending)} {what} {self._peer} as {path}", flush=False)
 
     def _line(self, ending: Ending) -> str:
         name, path = shown(ending.name), shown(ending.path or "")
@@ -235,8 +281,14 @@ class TextReport(Report):
 
     def summary(self, totals: Totals, seconds: float) -> None:
         counts = ", ".join(f"{count} {event}" for event, count in totals.events.items() if count)
+        others = {
+            "folders": totals.folders,
+            "links": totals.links,
+            "folders or links refused": totals.refused,
+        }
+        parts = "".join(f"; {count} {what}" for what, count in others.items() if count)
         say(
-            f"{totals.files} files: {counts or 'none'}; {size_of(totals.sent_bytes)} sent in"
+            f"{totals.files} files: {counts or 'none'}{parts}; {size_of(totals.sent_bytes)} sent in"
             f" {seconds_of(seconds)}"
         )
 
@@ -266,6 +318,10 @@ class Several(Report):
     def ended(self, ending: Ending) -> None:
         for report in self._reports:
             report.ended(ending)
+
+    def part_ended(self, ending: PartEnded) -> None:
+        for report in self._reports:
+            report.part_ended(ending)
 
     def flush(self) -> None:
         for report in self._reports:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
@@ -31,6 +32,9 @@ from tdx.proto.names import check_name, encode_name
 from tdx.proto.sender import PushEvent, PushMachine, PushState
 from tdx.ranges import RangeSet
 from tdx.store.digestlog import DigestLog
+
+if TYPE_CHECKING:
+    from tdx.store.roots import Roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,9 @@ class PushOptions:
     digest: str | None = None
     """A further digest of the whole file, ``sha-256`` or ``sha-512`` (RFC 9530), that the receiver
     must find in what it stored before it publishes."""
+
+    roots: Roots | None = None
+    """Where the root of what was pushed is remembered, if it is to be."""
 
 
 class FilePush:

@@ -90,6 +90,10 @@ class Source:
         return self._descriptor
 
     @property
+    def status(self) -> os.stat_result:
+        return self._status
+
+    @property
     def length(self) -> int:
         return self._status.st_size
 
@@ -261,6 +265,12 @@ class Source:
             if error.errno == errno.ENXIO:
                 return self.length
             raise
+
+
+def settled(status: os.stat_result, now: float) -> bool:
+    """Whether any change after ``now`` (seconds since the Unix epoch) is sure to show in what stat tells, so
+    that what is read from then on is the content for as long as that stays the same."""
+    return max(status.st_mtime_ns, status.st_ctime_ns) <= (now - YOUNG) * 1e9
 
 
 def _refuse_special(name: str, mode: int) -> None:

@@ -224,6 +224,7 @@ class System:
     def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
         """Copy up to ``count`` bytes at ``offset`` to the same place; 0 at the end of ``source``."""
         return os.copy_file_range(source, target, count, offset, offset)
+
     def next_data(self, fd: int, offset: int) -> int | None:
         """Where the next bytes that are no hole begin; None where there are none any more. OSError where
         the filesystem does not tell."""
