@@ -240,7 +240,7 @@ def _state_of(name: str, status: os.stat_result, root: str | None) -> FileState:
 
 def _result(outcome: Outcome, name: str, path: str, state: FileState) -> PushResult:
     root = state.root if outcome is Outcome.IDENTICAL else None
-    return PushResult(outcome, name, path, state.size, 0, 0, 0.0, root)
+    return PushResult(outcome, name, path, state.size, 0, 0, 0, 0.0, root)
 
 
 def _ended(part: Part, verdict: Verdict) -> PartEnded:

@@ -140,7 +140,7 @@ class PatchArrival:
         """Bytes of content, of the extents that are written to."""
 
     def received(self, n: int) -> None:
-        self._session.received += n
+        self._session.brought.bytes += n
         self._metrics.received_bytes.add(n, self._protocol)
 
     def kept(self, listed: Sequence[Listed]) -> Callable[[Span], bool]:
