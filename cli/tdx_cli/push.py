@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tdx_cli.options import config_option, state_option
+from tdx_cli.options import complete_path_or_peer, config_option, state_option
 from tdx_cli.values import RATE, TIMEOUT
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _InOrder(click.Command):
 
 
 @click.command("push", cls=_InOrder, short_help="Send files to a peer.", no_args_is_help=False)
-@click.argument("arguments", nargs=-1, metavar="PATH... PEER")
+@click.argument("arguments", nargs=-1, metavar="PATH... PEER", shell_complete=complete_path_or_peer)
 @click.option("--resume", is_flag=True, help="Continue a partial that an earlier run left.")
 @click.option("-r", "--recursive", is_flag=True, help="Push what folders hold.")
 @click.option(

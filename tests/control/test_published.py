@@ -22,7 +22,8 @@ class Told(Programs):
         self.files: list[tuple[str, int, str | None]] = []
 
     def tell(self, receipt: Receipt, identity: Identity | None) -> None:
-        self.files.append((receipt.path, receipt.size, None if identity is None else identity.owner))
+        owner = None if identity is None else identity.owner
+        self.files.append((receipt.path, receipt.size, owner))
 
 
 ME = f"local:{os.getuid()}"

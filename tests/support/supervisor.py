@@ -68,7 +68,7 @@ def activated(
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` with these sockets passed to it."""
     numbers = [each.fileno() for each in sockets]
-    return subprocess.Popen(
+    started: subprocess.Popen[bytes] = subprocess.Popen(
         [sys.executable, __file__, ",".join(map(str, numbers)), *command],
         pass_fds=numbers,
         env={
@@ -78,6 +78,7 @@ def activated(
         },
         **options,
     )
+    return started
 
 
 def main() -> None:
