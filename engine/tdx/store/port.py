@@ -104,7 +104,7 @@ class Upload(Protocol):
 
     def refresh(self, spec: UploadSpec) -> None:
         """Durably replace the parts of the spec that a new run of the same source may
-        change: fingerprint, mtime_ns, mode, conflict, key."""
+        change: fingerprint, mtime_ns, mode, conflict, key, sparse."""
         ...
 
     def set_length(self, length: int) -> None:

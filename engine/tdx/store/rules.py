@@ -37,6 +37,7 @@ def refreshed(spec: UploadSpec, new: UploadSpec) -> UploadSpec:
         mode=new.mode,
         conflict=new.conflict,
         key=new.key,
+        sparse=new.sparse,
     )
 
 

@@ -45,6 +45,7 @@ _TELLING_SYNCFS: Final = (5, 8)
 """The kernel from which on syncfs reports failed writes."""
 
 _KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _RENAME_NOREPLACE: Final = 1
 _AT_EMPTY_PATH: Final = 0x1000
@@ -202,6 +203,18 @@ class System:
 
     def fallocate_keep_size(self, fd: int, offset: int, length: int) -> None:
         _call(_fallocate, fd, _KEEP_SIZE, offset, length)
+
+    def punch_hole(self, fd: int, offset: int, length: int) -> None:
+        """fallocate(PUNCH_HOLE): these bytes become zeros that take no room."""
+        _call(_fallocate, fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+    def seek_data(self, fd: int, offset: int) -> int:
+        """Where data begin at ``offset`` or after it; ENXIO where none do. Moves the descriptor's offset."""
+        return os.lseek(fd, offset, os.SEEK_DATA)
+
+    def seek_hole(self, fd: int, offset: int) -> int:
+        """Where a hole begins at ``offset`` or after it; the end of the file counts as one."""
+        return os.lseek(fd, offset, os.SEEK_HOLE)
 
     def fchmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)

@@ -298,6 +298,8 @@ class LocalUpload:
                     raise StorageError(
                         f"{self._spec.name}: bytes that were stored are gone; they must be sent again"
                     )
+                if self._spec.sparse:
+                    self._data.punch_zeros()
                 self._data.give_attributes(size, self._spec.mode, self._spec.mtime_ns)
                 self._durably(self._data.sync_all)
                 try:
