@@ -155,6 +155,12 @@ class System:
     def link(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
 
+    def symlink(self, target: str, path: str, *, dir_fd: int) -> None:
+        os.symlink(target, path, dir_fd=dir_fd)
+
+    def readlink(self, path: str, *, dir_fd: int) -> str:
+        return os.readlink(path, dir_fd=dir_fd)
+
     def rename(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
@@ -224,6 +230,9 @@ class System:
 
     def utime(self, fd: int, mtime_ns: int) -> None:
         os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def utime_of_link(self, path: str, mtime_ns: int, *, dir_fd: int) -> None:
+        os.utime(path, ns=(mtime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
     # --- durability ---------------------------------------------------------------
 
