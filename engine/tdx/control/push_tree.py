@@ -14,7 +14,7 @@ from tdx.control.progress import Tally
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.send import send_buffer
 from tdx.errors import ConnectionLost, MethodNotAllowed, NotFound, ProtocolError, TdxError
-from tdx.model import Conflict, Span
+from tdx.model import Conflict, Span, shown
 from tdx.proto import problem
 
 TARGET: Final = "/v1/tree"
@@ -152,7 +152,8 @@ def _verdict(entry: Entry, answer: object) -> Verdict:
 
 
 def _nonsense(entry: Entry) -> ProtocolError:
-    return ProtocolError(f"{entry.name}: what the peer says of it means nothing; is it a tdx receiver?")
+    name = shown(entry.name)
+    return ProtocolError(f"{name}: what the peer says of it means nothing; is it a tdx receiver?")
 
 
 def _ignore(_: int) -> None:
