@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from support.judging import (
     NAMES,
     all_there,
     found,
+    judged_by,
     nothing_there,
     outcomes,
     parts,
@@ -310,3 +314,67 @@ class TestFolders:
         seen, _ = run(top, tmp_path / "own", judge)
         assert outcomes(seen) == dict.fromkeys(NAMES, "published")
         assert [each.outcome for each in seen.parts if each.part.name == "t/d"] == ["made", "failed"]
+
+
+class TestStopping:
+    def test_a_stop_does_not_wait_for_an_answer(self, top: Path, tmp_path: Path) -> None:
+        ended = threading.Event()
+        stopping: list[Callable[[], object]] = []
+
+        def judge(entry: list[Any]) -> str:
+            if not ended.is_set():
+                stopping[0]()
+            ended.wait(20)
+            return all_there(entry)
+
+        def during(run: ManyPushes) -> None:
+            loop = asyncio.get_running_loop()
+            stopping.append(lambda: loop.call_soon_threadsafe(run.stop, Interrupted("enough")))
+
+        with stub_receiver(judged_by(judge)) as stub:
+            seen = push_many(stub.peer, found(top), tmp_path / "own", compare=True, during=during)
+            ended.set()
+        # Nothing had begun.
+        assert (seen.names, seen.parts) == ([], [])
+
+    def test_what_is_being_read_at_a_stop_has_not_been_pushed(
+        self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs: list[ManyPushes] = []
+
+        async def hash_all(*_: object) -> dict[object, object]:
+            runs[0].stop(Interrupted("enough"))
+            await asyncio.sleep(20)
+            return {}
+
+        monkeypatch.setattr(compare, "hash_all", hash_all)
+        monkeypatch.setattr(push_trees, "READ_FILES", 2)
+        seen, _ = run(top, tmp_path / "own", all_there, during=runs.append)
+        assert seen.errors() == dict.fromkeys(NAMES, "interrupted")
+
+    def test_what_was_read_and_differs_is_not_sent_after_a_stop(
+        self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs: list[ManyPushes] = []
+        settle = compare.Comparison.settle
+
+        async def settled_and_stopped(*arguments: Any) -> Any:
+            steps = await settle(*arguments)
+            asyncio.get_running_loop().call_soon(runs[0].stop, Interrupted("enough"))
+            return steps
+
+        monkeypatch.setattr(compare.Comparison, "settle", settled_and_stopped)
+        seen, requests = run(
+            top, tmp_path / "own", lambda entry: "send" if entry[-1] else "ask", during=runs.append
+        )
+        assert seen.errors() == dict.fromkeys(NAMES, "interrupted")
+        assert not any(request.entries for request in requests)
+
+
+def test_much_that_has_to_be_read_is_asked_about_on_the_way(
+    top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_trees, "READ_FILES", 3)
+    seen, requests = run(top, tmp_path / "own", all_there)
+    assert [len(tree) for tree in trees(requests)] == [8, 3, 1]
+    assert outcomes(seen) == dict.fromkeys(NAMES, "identical")
