@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterable
 
 from tdx.errors import TdxError
+from tdx.store.known import KnownFile, stamp_of
 from tdx.store.paths import Tree
 from tdx.store.receipts import PublishedFile
 
@@ -26,3 +27,16 @@ def still_there(
         same = found is not None and stat.S_ISREG(found.st_mode) and found.st_size == each.size
         (there if same else gone).append(each)
     return there, gone
+
+
+def no_longer(tree: Tree, known: Iterable[KnownFile]) -> list[KnownFile]:
+    """Those that are not what was remembered any more. What cannot be looked at is not among them."""
+    changed: list[KnownFile] = []
+    for each in known:
+        try:
+            found = tree.look(each.path)
+        except TdxError:
+            continue
+        if found is None or stamp_of(found) != each.stamp:
+            changed.append(each)
+    return changed
