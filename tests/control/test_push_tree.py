@@ -54,6 +54,22 @@ class TestAsking:
         assert requests[0].fields["content-type"] == "application/json"
         assert requests[0].fields["tdx-conflict"] == "rename"
 
+    def test_a_time_that_does_not_fit_costs_its_own_file_the_comparison(
+        self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(push_tree, "MAX_TIME", 10**18)
+        monkeypatch.setattr(compare, "MAX_TIME", 10**18)
+        for path in top.rglob("*"):
+            os.utime(path, ns=(0, 10**18), follow_symlinks=False)
+        os.utime(top / "b", ns=(0, 10**18 + 1))
+        os.utime(top / "d", ns=(0, 10**18 + 1))
+        os.utime(top / "link", ns=(0, -(10**18) - 1), follow_symlinks=False)
+        seen, requests = run(top, tmp_path / "own", nothing_there)
+        told = {entry[1]: entry[2 if entry[0] != "file" else 3] for entry in trees(requests)[0]}
+        assert "t/b" not in told
+        assert (told["t/a"], told["t/d"], told["t/link"]) == (10**18, 10**18, -(10**18))
+        assert outcomes(seen) == dict.fromkeys(NAMES, "published")
+
     def test_only_the_first_request_asks_whether_it_may_come(self, top: Path, tmp_path: Path) -> None:
         _, requests = run(top, tmp_path / "own", all_there)
         assert [request.fields.get("expect") for request in requests] == ["100-continue", None]
@@ -61,7 +77,7 @@ class TestAsking:
     def test_more_entries_than_one_request_takes_are_several(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(push_tree, "MOST_ENTRIES", 3)
+        monkeypatch.setattr(push_tree, "MAX_ENTRIES", 3)
         seen, requests = run(top, tmp_path / "own", nothing_there)
         assert all(len(tree) <= 3 for tree in trees(requests))
         assert outcomes(seen) == dict.fromkeys(NAMES, "published")
@@ -69,7 +85,7 @@ class TestAsking:
     def test_a_body_that_would_be_too_large_is_cut(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(push_tree, "MOST_BYTES", 120)
+        monkeypatch.setattr(push_tree, "MAX_BODY", 120)
         seen, requests = run(top, tmp_path / "own", nothing_there)
         asked = [request for request in requests if request.tree]
         assert all(len(request.body) <= 120 or len(request.tree or []) == 1 for request in asked)
