@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tdx.control.files import too_large
+from tdx.control.file_fields import too_large
 from tdx.control.messages import JSON_TYPE, Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.data.port import Cancel
