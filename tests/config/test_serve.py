@@ -25,6 +25,7 @@ names = ["Files.Example", "b"]
 allowed_origins = ["https://Files.Example", "http://localhost:3000"]
 reserve = 1_000_000
 log_level = "debug"
+log_format = "json"
 discover = true
 announce = true
 on_receive = ["bin/arrived", "--quiet"]
@@ -84,6 +85,7 @@ def test_a_file_may_say_everything(file: Path) -> None:
         allowed_origins=frozenset({"https://files.example", "http://localhost:3000"}),
         reserve=1_000_000,
         log_level="debug",
+        log_format="json",
         limits=Limits(max_connections=8, idle_timeout=5.0, head_timeout=2.5, max_file=10**12),
         identity=IdentitySettings(
             tailscale=TailscaleSettings(enabled=False, socket=file.parent / "ts.sock"),
@@ -176,6 +178,7 @@ def test_a_tilde_is_the_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("reserve = true", "reserve"),
         ('log_level = "loud"', "log_level"),
         ("log_level = 1", "log_level"),
+        ('log_format = "xml"', "log_format"),
         ("announce = 1", "announce"),
         ('discover = "yes"', "discover"),
         ('on_receive = "arrived"', "on_receive"),
