@@ -27,12 +27,13 @@ def bundle(
     files: Mapping[str, bytes] | Sequence[tuple[str, bytes]],
     conflict: Conflict = Conflict.RENAME,
     admit: Admit = anything,
+    **more: Any,
 ) -> list[Receipt | TdxError]:
     """Publish these files together; each has its name and place as its key."""
     bundle = store.bundle(ME, conflict, None)
     try:
         for at, (name, data) in enumerate(files.items() if isinstance(files, Mapping) else files):
-            bundle.begin(small(name, data, f"{name} {at}"))
+            bundle.begin(small(name, data, f"{name} {at}", **more))
             bundle.write(memoryview(data))
             bundle.keep()
         return bundle.publish(admit)

@@ -1007,6 +1007,7 @@ def visible(folder: str) -> dict[str, bytes]:
             folders.remove(".tdx")
         for each in files:
             path = os.path.join(above, each)
-            with open(path, "rb") as file:
-                found[os.path.relpath(path, folder)] = file.read()
+            if not os.path.islink(path):
+                with open(path, "rb") as file:
+                    found[os.path.relpath(path, folder)] = file.read()
     return found

@@ -12,8 +12,9 @@ import pytest
 
 from store.base_conformance import BaseConformance
 from store.bundle_conformance import BundleConformance
-from store.conformance import Harness, StoreConformance, visible
+from store.conformance import StoreConformance, visible
 from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2, WithoutSyncfs
+from store.tree_conformance import TreeConformance, TreeHarness
 from tdx.model import UploadId
 from tdx.store.local import LocalStore
 
@@ -21,14 +22,14 @@ from tdx.store.local import LocalStore
 class LocalHarness:
     def __init__(self, folder: Path, system: type[FaultySystem] = FaultySystem) -> None:
         self.kind = system
-        self.folder = folder / "inbox"
+        self.inbox = folder / "inbox"
         self.state = folder / "state"
         self.boots = 1
         self.start()
 
     def start(self) -> None:
         self.system = self.kind(self.boots.to_bytes(16, "big"))
-        self.store = LocalStore(self.folder, self.state, reserve=0, system=self.system)
+        self.store = LocalStore(self.inbox, self.state, reserve=0, system=self.system)
         self.store.recover()
 
     def restart(self, *, reboot: bool = False) -> None:
@@ -57,26 +58,60 @@ class LocalHarness:
         return os.readlink(f"/proc/self/fd/{fd}").endswith("/journal")
 
     def put(self, path: str, data: bytes) -> None:
-        target = self.folder / path
+        target = self.inbox / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
 
+    def link(self, path: str, target: str) -> None:
+        (self.inbox / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.inbox / path).symlink_to(target)
+
+    def folder(self, path: str) -> None:
+        (self.inbox / path).mkdir(parents=True)
+
+    def remove(self, path: str) -> None:
+        (self.inbox / path).unlink()
+
+    def links(self) -> dict[str, str]:
+        return {path: os.readlink(self.inbox / path) for path in self._everything() if self._is_link(path)}
+
+    def folders(self) -> dict[str, tuple[int, int]]:
+        return {
+            path: self.attributes(path)
+            for path in self._everything()
+            if not self._is_link(path) and (self.inbox / path).is_dir()
+        }
+
+    def attributes(self, path: str) -> tuple[int, int]:
+        found = (self.inbox / path).stat()
+        return found.st_mode & 0o7777, found.st_mtime_ns
+
+    def _is_link(self, path: str) -> bool:
+        return (self.inbox / path).is_symlink()
+
+    def _everything(self) -> list[str]:
+        found: list[str] = []
+        for above, folders, files in os.walk(self.inbox):
+            folders[:] = [each for each in folders if each != ".tdx"]
+            found += [os.path.relpath(os.path.join(above, each), self.inbox) for each in (*folders, *files)]
+        return sorted(found)
+
     def published(self) -> dict[str, bytes]:
-        return visible(str(self.folder))
+        return visible(str(self.inbox))
 
     def damage(self, upload: UploadId, offset: int) -> None:
-        with open(self.folder / ".tdx" / "uploads" / upload / "data", "r+b") as file:
+        with open(self.inbox / ".tdx" / "uploads" / upload / "data", "r+b") as file:
             file.seek(offset)
             byte = file.read(1)
             file.seek(offset)
             file.write(bytes([byte[0] ^ 0x40]))
 
 
-class TestLocalStore(StoreConformance, BundleConformance, BaseConformance):
+class TestLocalStore(StoreConformance, BundleConformance, BaseConformance, TreeConformance):
     KIND: type[FaultySystem] = FaultySystem
 
     @pytest.fixture
-    def harness(self, tmp_path: Path) -> Iterator[Harness]:
+    def harness(self, tmp_path: Path) -> Iterator[TreeHarness]:
         harness = LocalHarness(tmp_path, self.KIND)
         yield harness
         harness.store.close()

@@ -6,9 +6,11 @@ import pytest
 
 from store.base_conformance import BaseConformance
 from store.bundle_conformance import BundleConformance
-from store.conformance import Harness, StoreConformance
+from store.conformance import StoreConformance
+from store.tree_conformance import TreeConformance, TreeHarness
 from tdx.model import UploadId
 from tdx.store.memory import MemoryStore
+from tdx.store.memory_disk import Attributes
 
 
 class MemoryHarness:
@@ -32,6 +34,25 @@ class MemoryHarness:
     def put(self, path: str, data: bytes) -> None:
         self.store.disk.files[path] = data
 
+    def link(self, path: str, target: str) -> None:
+        self.store.disk.links[path] = target
+
+    def folder(self, path: str) -> None:
+        self.store.disk.folders[path] = Attributes(0o755, 0)
+
+    def remove(self, path: str) -> None:
+        del self.store.disk.files[path]
+
+    def links(self) -> dict[str, str]:
+        return dict(self.store.disk.links)
+
+    def folders(self) -> dict[str, tuple[int, int]]:
+        return {path: (mode or 0, time or 0) for path, (mode, time) in self.store.disk.folders.items()}
+
+    def attributes(self, path: str) -> tuple[int, int]:
+        mode, mtime_ns = self.store.disk.attributes[path]
+        return mode or 0, mtime_ns or 0
+
     def published(self) -> dict[str, bytes]:
         return dict(self.store.disk.files)
 
@@ -39,7 +60,7 @@ class MemoryHarness:
         self.store.disk.staged[upload].data[offset] ^= 0x40
 
 
-class TestMemoryStore(StoreConformance, BundleConformance, BaseConformance):
+class TestMemoryStore(StoreConformance, BundleConformance, BaseConformance, TreeConformance):
     @pytest.fixture
-    def harness(self) -> Harness:
+    def harness(self) -> TreeHarness:
         return MemoryHarness()
