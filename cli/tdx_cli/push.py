@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx_cli.options import config_option, state_option
-from tdx_cli.values import RATE, TIMEOUT
+from tdx_cli.values import SCHEDULE, TIMEOUT
 
 if TYPE_CHECKING:
+    from tdx.policy.bandwidth import RateSchedule
     from tdx_cli.report import Report
 
 CONFLICTS = ("rename", "overwrite", "skip", "error")
@@ -32,7 +33,12 @@ PUMPS = ("auto", "sendfile", "buffered")
 @click.option(
     "--streams", type=click.IntRange(1, 64), help="Parallel connections.  [default: found by measuring]"
 )
-@click.option("--limit-rate", type=RATE, metavar="RATE", help="Most bytes per second: 20M, 20MB, 160Mbit.")
+@click.option(
+    "--limit-rate",
+    type=SCHEDULE,
+    metavar="RATE",
+    help="Most bytes per second: 20M, 20MB, 160Mbit; '08:00-18:00 20M, 200M'.",
+)
 @click.option(
     "--retries",
     type=click.IntRange(0, 1000),
@@ -66,7 +72,7 @@ def command(
     name: str | None,
     conflict: str,
     streams: int | None,
-    limit_rate: float | None,
+    limit_rate: RateSchedule | None,
     retries: int,
     timeout: float | None,
     stall_timeout: float,
@@ -95,7 +101,7 @@ def command(
     from tdx_cli import plan
 
     plan.check(paths, name=name, resume=resume, digest=digest)
-    from tdx.config import load_identity, load_state
+    from tdx.config import load_identity, load_limit_rate, load_state
     from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
     from tdx.model import Conflict
@@ -107,7 +113,7 @@ def command(
     wishes = Wishes(
         peer=peer,
         sender=SenderOptions(
-            limit_rate=limit_rate,
+            limit_rate=load_limit_rate(config, os.environ) if limit_rate is None else limit_rate,
             retries=retries,
             stall_timeout=stall_timeout,
             identity=load_identity(config, os.environ),

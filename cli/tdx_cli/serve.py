@@ -13,11 +13,12 @@ import click
 from tdx_cli.notify import notify
 from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
-from tdx_cli.values import ADDRESS
+from tdx_cli.values import ADDRESS, SCHEDULE
 
 if TYPE_CHECKING:
     from tdx.config import ServeConfig
     from tdx.identity.port import Endpoint
+    from tdx.policy.bandwidth import RateSchedule
 
 PUMPS: Final = ("auto", "splice", "buffered")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -39,6 +40,12 @@ LEVELS: Final = ("debug", "info", "warning", "error")
     help="An address to listen on; may be repeated.  [default: loopback and mesh addresses, port 8390]",
 )
 @click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+@click.option(
+    "--limit-rate",
+    type=SCHEDULE,
+    metavar="RATE",
+    help="Most bytes per second over everything that is received: 20M; '08:00-18:00 20M, 200M'.",
+)
 @config_option("A TOML file; flags win over it.")
 @state_option("Where receipts, this device's key and the trusted devices are kept.")
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
@@ -51,6 +58,7 @@ def command(
     state: Path | None,
     pump: str | None,
     log_level: str | None,
+    limit_rate: RateSchedule | None,
 ) -> None:
     """Receive files into DIR until SIGTERM or Ctrl-C.
 
@@ -63,7 +71,14 @@ def command(
     config = config or default_config_file(os.environ)
     if folder is None and config is None:
         raise UsageError("no folder to receive into: give --dir DIR, or --config FILE that names one")
-    flags = Partial(folder=folder, listen=listen, metrics=metrics, state=state, log_level=log_level)
+    flags = Partial(
+        folder=folder,
+        listen=listen,
+        metrics=metrics,
+        state=state,
+        log_level=log_level,
+        limit_rate=limit_rate,
+    )
 
     def configure() -> ServeConfig:
         return merge({} if config is None else load(config), flags)

@@ -150,7 +150,8 @@ class Receipt:
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds spent in each stage of moving bytes (the labels of ``tdx_stage_seconds_total``)."""
+    """Seconds spent in each stage of moving bytes (the labels of ``tdx_stage_seconds_total``); ``limit``:
+    waiting because of a rate limit."""
 
     read: float = 0.0
     hash: float = 0.0
@@ -158,6 +159,7 @@ class Stages:
     receive: float = 0.0
     write: float = 0.0
     sync: float = 0.0
+    limit: float = 0.0
 
     def add(self, other: Stages) -> None:
         for stage in self.__slots__:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,10 @@ def elsewhere(area: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def _copies(process: Running, folder: Path) -> bool:
+    return not process.running or bool(leftovers_in(folder))
+
+
 def test_killed_at_any_moment_it_leaves_whole_files_and_loses_none(
     processes: Processes, area: Path, elsewhere: Path, soak: Soak
 ) -> None:
@@ -46,7 +51,7 @@ def test_killed_at_any_moment_it_leaves_whole_files_and_loses_none(
     struck = 0
     for _ in range(kills):
         process = get(processes, arrived.folder, arrived.state, elsewhere, "-q")
-        wait_until(lambda p=process: not p.running or leftovers_in(elsewhere), "it copies")
+        wait_until(partial(_copies, process, elsewhere), "it copies")
         time.sleep(soak.dice.random() * 0.03)
         struck += process.running
         process.kill()

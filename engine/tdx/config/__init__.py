@@ -11,6 +11,7 @@ A receiver's file looks like this; every key is optional, ``dir`` may come from 
     reserve = 1_000_000_000
     log_level = "info"
     announce = false                             # tell paired devices on the local network
+    limit_rate = ["08:00-18:00 20M", "200M"]     # over everything that is received; senders read it as well
 
     [limits]
     max_connections = 512
@@ -47,7 +48,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tdx.config.identity import load_identity, load_state
+from tdx.config.identity import load_identity, load_limit_rate, load_state
 from tdx.config.places import (
     DEFAULT_PORT,
     Address,
@@ -70,6 +71,7 @@ __all__ = [
     "format_address",
     "load",
     "load_identity",
+    "load_limit_rate",
     "load_state",
     "merge",
     "parse_address",

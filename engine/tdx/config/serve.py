@@ -18,6 +18,7 @@ from tdx.errors import ConfigError
 from tdx.identity.settings import IdentitySettings
 from tdx.model import RESERVE
 from tdx.policy.admission import Limits
+from tdx.policy.bandwidth import UNLIMITED, RateSchedule
 from tdx.policy.rules import Rule
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -32,7 +33,8 @@ class ServeConfig:
     port); ``allowed_origins`` the web pages that may call it (lower case,
     ``scheme://host[:port]``). ``reserve`` is how many bytes of the filesystem stay free.
     ``rules`` say who may push besides the receiver's own user, in the order in which they are
-    looked at. ``announce``: paired devices on the local network are told of this receiver.
+    looked at. ``limit_rate`` is over everything that is received. ``announce``: paired devices on the
+    local network are told of this receiver.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class ServeConfig:
     identity: IdentitySettings = IdentitySettings()  # noqa: RUF009  frozen
     rules: tuple[Rule, ...] = ()
     announce: bool = False
+    limit_rate: RateSchedule = UNLIMITED
 
 
 class Partial(TypedDict, total=False):
@@ -68,6 +71,7 @@ class Partial(TypedDict, total=False):
     identity: IdentitySettings
     rules: tuple[Rule, ...]
     announce: bool | None
+    limit_rate: RateSchedule | None
 
 
 def _limit_types() -> dict[str, tuple[type, ...]]:
@@ -127,6 +131,8 @@ def load(path: Path) -> Partial:
         found["log_level"] = table.choice("log_level", LOG_LEVELS)
     if "limits" in table:
         found["limits"] = _limits(table.table("limits"))
+    if "limit_rate" in table:
+        found["limit_rate"] = table.rate("limit_rate")
     if "announce" in table:
         found["announce"] = table.flag("announce")
     if any(key in table for key in ("tailscale", "wireguard", "discover")):

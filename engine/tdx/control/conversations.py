@@ -147,6 +147,7 @@ class Conversations:
         caller.identity = await self._callers.identify(connection, caller.identity)
         self._count_in(caller)
         exchange = Exchange(connection, head, caller.identity, limits)
+        exchange.throttle = self._receiver.throttle
         response = await self._answer(exchange)
         response.fields += exchange.always
         self._count(head, response.status)

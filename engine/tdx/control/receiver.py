@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tdx.config import ServeConfig
 from tdx.control.replays import Replays
 from tdx.control.sessions import Sessions
+from tdx.control.throttle import Throttle
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
@@ -31,6 +32,7 @@ class Receiver:
     metrics: Metrics
     policy: Policy
     replays: Replays = field(default_factory=Replays)
+    throttle: Throttle = field(default_factory=Throttle)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
 

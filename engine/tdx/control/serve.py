@@ -18,6 +18,7 @@ from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
 from tdx.control.signals import StopSignals
+from tdx.control.throttle import Throttle
 from tdx.control.workers import Workers
 from tdx.errors import ConfigError
 from tdx.export.prometheus import serve_metrics
@@ -52,6 +53,7 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
         admission=Admission(config.limits),
         metrics=metrics,
         policy=Policy(config.rules),
+        throttle=Throttle(config.limit_rate),
     )
 
 
@@ -79,7 +81,8 @@ class Hooks:
 
 async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT, the second of which ends the process at once. SIGHUP reads
-    the rules and the identity providers' settings again; what runs goes on as far as they allow.
+    the rules, the rate limit and the identity providers' settings again; what runs goes on as far as they
+    allow.
 
     ConfigError where the folder or an address cannot be used.
     """
@@ -153,12 +156,13 @@ class Configuring:
             except Exception:  # whatever it was, the next one must be read
                 log.exception("the configuration stays as it was")
             else:
-                log.info("rules and identity providers are as configured now")
+                log.info("rules, rate limit and identity providers are as configured now")
 
     def _read(self) -> None:
         config = self._configure()
         identities = identities_of(config.identity, os.getuid())
         self._receiver.identities, self._receiver.policy = identities, Policy(config.rules)
+        self._receiver.throttle.change(config.limit_rate)
 
 
 def run(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:

@@ -311,6 +311,8 @@ class Session:
             await exchange.connection.lend(lambda _: move(), cancel)
         finally:
             self.received += received.bytes
+        received.stages.limit += body.held
+        received.stages.receive -= min(body.held, received.stages.receive)
         exchange.file_body_ended(body)
         self.metrics.add_stages(received.stages)
         return received
