@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx_cli.options import complete_path_or_peer, config_option, state_option
-from tdx_cli.values import RATE, TIMEOUT
+from tdx_cli.values import SCHEDULE, TIMEOUT
 
 if TYPE_CHECKING:
     from tdx.control.patterns import Patterns
     from tdx.control.walk import Links
+    from tdx.policy.bandwidth import RateSchedule
     from tdx_cli.report import Report
 
 LINKS = ("skip", "follow", "preserve")
@@ -74,7 +75,12 @@ class _InOrder(click.Command):
 @click.option(
     "--streams", type=click.IntRange(1, 64), help="Parallel connections.  [default: found by measuring]"
 )
-@click.option("--limit-rate", type=RATE, metavar="RATE", help="Most bytes per second: 20M, 20MB, 160Mbit.")
+@click.option(
+    "--limit-rate",
+    type=SCHEDULE,
+    metavar="RATE",
+    help="Most bytes per second: 20M, 20MB, 160Mbit; '08:00-18:00 20M, 200M'.",
+)
 @click.option(
     "--retries",
     type=click.IntRange(0, 1000),
@@ -116,7 +122,7 @@ def command(
     conflict: str,
     whole: bool,
     streams: int | None,
-    limit_rate: float | None,
+    limit_rate: RateSchedule | None,
     retries: int,
     timeout: float | None,
     stall_timeout: float,
@@ -146,7 +152,7 @@ def command(
     from tdx_cli import plan
 
     plan.check(paths, name=name, resume=resume, digest=digest)
-    from tdx.config import load_identity, load_state
+    from tdx.config import load_identity, load_limit_rate, load_state
     from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
     from tdx.model import Conflict
@@ -159,7 +165,7 @@ def command(
     wishes = Wishes(
         peer=peer,
         sender=SenderOptions(
-            limit_rate=limit_rate,
+            limit_rate=load_limit_rate(config, os.environ) if limit_rate is None else limit_rate,
             retries=retries,
             stall_timeout=stall_timeout,
             identity=load_identity(config, os.environ),

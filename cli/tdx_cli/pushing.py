@@ -185,7 +185,8 @@ class Run:
 
     def _bottleneck(self, ours: Stages, theirs: Stages, sent: int, elapsed: float) -> str | None:
         rate = sent / elapsed if elapsed > 0 else None
-        return name_bottleneck(ours, theirs, rate=rate, limit=self._wishes.sender.limit_rate)
+        limit = None if self._sender is None else self._sender.pace.rate
+        return name_bottleneck(ours, theirs, rate=rate, limit=limit)
 
     # --- what the pushes tell (tdx.control.items.Watch) ------------------------
 

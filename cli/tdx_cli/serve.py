@@ -13,11 +13,12 @@ from tdx_cli.logs import FORMATS, log_to
 from tdx_cli.notify import notify, notify_reloading, notify_status, watchdog_seconds
 from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
-from tdx_cli.values import ADDRESS, COMMAND
+from tdx_cli.values import ADDRESS, COMMAND, SCHEDULE
 
 if TYPE_CHECKING:
     from tdx.config import ServeConfig
     from tdx.identity.port import Endpoint
+    from tdx.policy.bandwidth import RateSchedule
 
 PUMPS: Final = ("auto", "splice", "buffered")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -46,6 +47,12 @@ STDERR: Final = 2
     help="A program, with arguments, to run for each file once it is there. No shell; see docs/services.md.",
 )
 @click.option("--metrics", type=ADDRESS, metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+@click.option(
+    "--limit-rate",
+    type=SCHEDULE,
+    metavar="RATE",
+    help="Most bytes per second over everything that is received: 20M; '08:00-18:00 20M, 200M'.",
+)
 @config_option("A TOML file; flags win over it.")
 @state_option("Where receipts, this device's key and the trusted devices are kept.")
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
@@ -61,6 +68,7 @@ def command(
     pump: str | None,
     log_level: str | None,
     log_format: str | None,
+    limit_rate: RateSchedule | None,
 ) -> None:
     """Receive files into DIR until SIGTERM or Ctrl-C.
 
@@ -86,6 +94,7 @@ def command(
         log_level=log_level,
         log_format=log_format,
         on_receive=on_receive or (),
+        limit_rate=limit_rate,
     )
 
     def configure() -> ServeConfig:

@@ -30,10 +30,10 @@ def parse_timeout(text: str) -> float:
     return seconds
 
 
-def _rate(text: str) -> float:
-    from tdx.policy.pacing import parse_rate
+def _schedule(text: str) -> RateSchedule:
+    from tdx.policy.bandwidth import parse_schedule
 
-    return parse_rate(text)
+    return parse_schedule(text)
 
 
 def _size(text: str) -> int:
@@ -64,6 +64,8 @@ def _command(text: str) -> tuple[str, ...]:
 
 
 if TYPE_CHECKING:
+    from tdx.policy.bandwidth import RateSchedule
+
     _Type = click.ParamType[Any]
 else:
     _Type = click.ParamType  # not generic in older releases
@@ -88,6 +90,6 @@ class Parsed(_Type):
 ADDRESS: Final = Parsed("host:port", _address)
 COMMAND: Final = Parsed("command", _command)
 DURATION: Final = Parsed("duration", parse_duration)
-RATE: Final = Parsed("rate", _rate)
+SCHEDULE: Final = Parsed("rate", _schedule)
 SIZE: Final = Parsed("size", _size)
 TIMEOUT: Final = Parsed("duration", parse_timeout)

@@ -152,7 +152,8 @@ class Receipt:
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds spent in each stage of moving bytes (the labels of ``tdx_stage_seconds_total``)."""
+    """Seconds spent in each stage of moving bytes (the labels of ``tdx_stage_seconds_total``); ``limit``:
+    waiting because of a rate limit."""
 
     read: float = 0.0
     hash: float = 0.0
@@ -160,6 +161,7 @@ class Stages:
     receive: float = 0.0
     write: float = 0.0
     sync: float = 0.0
+    limit: float = 0.0
 
     def add(self, other: Stages) -> None:
         for stage in self.__slots__:

@@ -14,6 +14,7 @@ A receiver's file looks like this; every key is optional, ``dir`` may come from 
     on_receive = ["/usr/local/bin/arrived"]      # run for each file that was published
     on_receive_timeout = 60
     on_receive_at_once = 4
+    limit_rate = ["08:00-18:00 20M", "200M"]     # over everything that is received; senders read it as well
 
     [limits]
     max_connections = 512
@@ -50,7 +51,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tdx.config.identity import load_identity, load_state
+from tdx.config.identity import load_identity, load_limit_rate, load_state
 from tdx.config.places import (
     DEFAULT_PORT,
     Address,
@@ -73,6 +74,7 @@ __all__ = [
     "format_address",
     "load",
     "load_identity",
+    "load_limit_rate",
     "load_state",
     "merge",
     "parse_address",

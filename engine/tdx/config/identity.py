@@ -11,6 +11,7 @@ from typing import Final
 from tdx.config.places import default_config_file, state_directory
 from tdx.config.tables import Table, read
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
+from tdx.policy.bandwidth import RateSchedule
 
 _KEY_BYTES: Final = 32
 _MAX_INTERFACE: Final = 15
@@ -32,6 +33,14 @@ def load_state(path: Path | None, env: Mapping[str, str]) -> Path:
     path = path or default_config_file(env)
     table = None if path is None else read(path)
     return state_directory(env) if table is None or "state" not in table else table.location("state")
+
+
+def load_limit_rate(path: Path | None, env: Mapping[str, str]) -> RateSchedule | None:
+    """How fast to send, as the file says that :func:`load_identity` would read; None where it does not.
+    ConfigError."""
+    path = path or default_config_file(env)
+    table = None if path is None else read(path)
+    return None if table is None or "limit_rate" not in table else table.rate("limit_rate")
 
 
 def identity_of(table: Table) -> IdentitySettings:

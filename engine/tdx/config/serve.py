@@ -18,6 +18,7 @@ from tdx.errors import ConfigError
 from tdx.identity.settings import IdentitySettings
 from tdx.model import RESERVE
 from tdx.policy.admission import Limits
+from tdx.policy.bandwidth import UNLIMITED, RateSchedule
 from tdx.policy.rules import Rule
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -35,9 +36,10 @@ class ServeConfig:
     port); ``allowed_origins`` the web pages that may call it (lower case,
     ``scheme://host[:port]``). ``reserve`` is how many bytes of the filesystem stay free.
     ``rules`` say who may push besides the receiver's own user, in the order in which they are
-    looked at. ``announce``: paired devices on the local network are told of this receiver.
-    ``on_receive`` is a program with its arguments, to be run for each file that was published, at
-    most ``on_receive_at_once`` at a time and for ``on_receive_timeout`` seconds each.
+    looked at. ``limit_rate`` is over everything that is received. ``announce``: paired devices on the
+    local network are told of this receiver. ``on_receive`` is a program with its arguments, to be run for
+    each file that was published, at most ``on_receive_at_once`` at a time and for ``on_receive_timeout``
+    seconds each.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class ServeConfig:
     on_receive: tuple[str, ...] = ()
     on_receive_timeout: float = 60.0
     on_receive_at_once: int = 4
+    limit_rate: RateSchedule = UNLIMITED
 
 
 class Partial(TypedDict, total=False):
@@ -81,6 +84,7 @@ class Partial(TypedDict, total=False):
     on_receive: tuple[str, ...]
     on_receive_timeout: float | None
     on_receive_at_once: int | None
+    limit_rate: RateSchedule | None
 
 
 def _limit_types() -> dict[str, tuple[type, ...]]:
@@ -159,6 +163,8 @@ def load(path: Path) -> Partial:
         found["log_format"] = table.choice("log_format", LOG_FORMATS)
     if "limits" in table:
         found["limits"] = _limits(table.table("limits"))
+    if "limit_rate" in table:
+        found["limit_rate"] = table.rate("limit_rate")
     if "announce" in table:
         found["announce"] = table.flag("announce")
     if any(key in table for key in ("tailscale", "wireguard", "discover")):

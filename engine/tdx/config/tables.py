@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from tdx.config.places import Address, parse_address
 from tdx.errors import ConfigError, UsageError
 from tdx.model import shown
+from tdx.policy.bandwidth import RateSchedule, parse_schedule
 from tdx.policy.pacing import parse_size
 
 KEYS: Final = (
@@ -28,6 +29,7 @@ KEYS: Final = (
     "on_receive",
     "on_receive_timeout",
     "on_receive_at_once",
+    "limit_rate",
     "limits",
     "tailscale",
     "wireguard",
@@ -136,6 +138,13 @@ class Table:
                 key, f'must be a size above 0 like "50G", or a number of bytes, not {self.values[key]!r}'
             )
         return value
+
+    def rate(self, key: str) -> RateSchedule:
+        """Rates, all day or by the time of the day, as one string or a list."""
+        try:
+            return parse_schedule(self.texts(key) if isinstance(self.values[key], list) else self.text(key))
+        except UsageError as error:
+            raise self.wrong(key, f"is wrong: {error.message}") from None
 
     def table(self, key: str) -> Table:
         value = self.values[key]

@@ -109,6 +109,8 @@ class Arrival:
         try:
             await exchange.connection.lend(lambda _: self._take_all(body), self._incoming.cancel)
         finally:
+            self._stages.limit += body.held
+            self._stages.receive -= min(body.held, self._stages.receive)
             metrics.add_stages(self._stages)
             self._tell_received()
         exchange.file_body_ended(body)

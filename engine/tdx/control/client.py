@@ -177,7 +177,8 @@ class Client:
                 return False
             try:
                 result = await connection.lend(lent, cancel)
-            except EarlyAnswer:
+            except EarlyAnswer as answer:
+                connection.give_back(answer.begun)
                 return False
             written()
             return True

@@ -149,6 +149,7 @@ class Conversations:
         self._count_in(caller)
         events.CALLER.set(caller.identity)
         exchange = Exchange(connection, head, caller.identity, limits)
+        exchange.throttle = self._receiver.throttle
         response = await self._answer(exchange)
         response.fields += exchange.always
         self._count(head, response.status)

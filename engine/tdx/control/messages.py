@@ -11,6 +11,7 @@ from email.utils import formatdate
 from typing import Final, TypeVar
 
 from tdx.control.connection import Connection
+from tdx.control.throttle import BodyBrake, Throttle
 from tdx.data.body import ChunkedBody, IdentityBody
 from tdx.data.port import Cancel
 from tdx.data.seal import SealedBody, sealed_size
@@ -31,7 +32,7 @@ from tdx.policy.rules import NOTHING_GRANTED, Grant
 from tdx.proto import bundle, problem, tree
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.fields import SEALED_AT_MOST, format_digest, parse_seal
-from tdx.proto.head import RequestHead, format_response
+from tdx.proto.head import PROCESSING, RequestHead, format_response
 from tdx.proto.resumable import VERSION_FIELD, Dialect, dialect_of
 
 JSON_TYPE: Final = "application/json"
@@ -111,6 +112,8 @@ class Exchange:
         """Fields that go with whatever final answer this request gets."""
         framing = head.framing
         self.body_done = not framing.chunked and framing.length == 0
+        self.throttle: Throttle | None = None
+        """What holds its body back."""
         self._seal: bytes | None = None
         self._content = 0
         expects = (head.headers.get("expect") or "").lower() == "100-continue"
@@ -179,7 +182,7 @@ class Exchange:
         while not (await asyncio.wait([task], timeout=PROCESSING_SECONDS))[0]:
             if self.speaks_tdx:
                 with contextlib.suppress(ConnectionLost, Stalled):
-                    await self.connection.send(format_response(102, []), self.limits.head_timeout)
+                    await self.connection.send(PROCESSING, self.limits.head_timeout)
         return task.result()
 
     async def small_body(self, limit: int) -> bytes:
@@ -207,6 +210,13 @@ class Exchange:
     async def file_body(self, cancel: Cancel) -> FileBody:
         """The body as a blocking reader for a pump; call :meth:`file_body_ended` after it."""
         await self._continue()
+        body = self._body(cancel)
+        if self.throttle is not None:
+            told = self.connection.sock if self.speaks_tdx else None
+            body.brake = BodyBrake(self.throttle, self.identity.owner, cancel, told)
+        return body
+
+    def _body(self, cancel: Cancel) -> FileBody:
         framing, connection = self.head.framing, self.connection
         stall, rate = self.limits.stall_timeout, self.limits.min_body_rate
         if framing.chunked:

@@ -65,7 +65,7 @@ class BundlePush:
         self._conflict = conflict
         self._tally = tally
         self._turn = turn
-        self._pump = EntriesSend(BUNDLED_MOST, tally.add_sent, pace.wait_for)
+        self._pump = EntriesSend(BUNDLED_MOST, tally.add_sent, pace.wait_for, pace.most)
         self._retrier = client.retrier()
         self._began = asyncio.get_running_loop().time()
         self._repairs = 0

@@ -79,6 +79,7 @@ class ManyPushes:
         if options.streams is not None:
             files = max(1, min(files, (MOST_STREAMS - BUNDLES_AT_ONCE) // options.streams))
         self._options = options
+        files = min(files, sender.pace.most_streams or files)
         self._share = min(options.most_streams, (MOST_STREAMS - BUNDLES_AT_ONCE) // files)
         self._bundles = options.digest is None
         self._alone_slots = asyncio.Semaphore(files)

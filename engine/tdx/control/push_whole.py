@@ -45,8 +45,12 @@ async def put_whole(
 
     async def attempt() -> Answer:
         if len(content) <= AT_ONCE:
-            if (delay := pace.wait_for(len(content))) > 0:
-                await asyncio.sleep(delay)
+            left = len(content)
+            while left:
+                # In pieces, as the limit may become another one meanwhile.
+                left -= (piece := pace.most(left))
+                if (delay := pace.wait_for(piece)) > 0:
+                    await asyncio.sleep(delay)
             answer = await client.request("PUT", target, sent_fields, bytes(content))
             tally.add_sent(len(content))
             return answer
@@ -69,7 +73,7 @@ async def put_buffer(
 ) -> Answer:
     """One PUT whose body is in memory, written by a worker thread; ``seals``: the peer opens sealed ones."""
     cancel = Cancel()
-    hooks = SendHooks(sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for)
+    hooks = SendHooks(sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for, most=pace.most)
 
     def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
         return send_buffer(sock, content, hooks, cancel, client.stall_timeout, seal)

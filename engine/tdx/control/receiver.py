@@ -10,6 +10,7 @@ from tdx.config import ServeConfig
 from tdx.control.on_receive import Programs
 from tdx.control.replays import Replays
 from tdx.control.sessions import Sessions
+from tdx.control.throttle import Throttle
 from tdx.control.tree_bodies import TreeBodies
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
@@ -36,6 +37,7 @@ class Receiver:
     policy: Policy
     replays: Replays = field(default_factory=Replays)
     tree_bodies: TreeBodies = field(default_factory=TreeBodies)
+    throttle: Throttle = field(default_factory=Throttle)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
     programs: Programs | None = None

@@ -29,6 +29,7 @@ from tdx.identity.settings import IdentitySettings
 from tdx.identity.tls import TlsIdentities
 from tdx.metrics import Metrics
 from tdx.model import Outcome
+from tdx.policy.bandwidth import RateSchedule
 from tdx.policy.retry import RetryPolicy
 from tdx.version import VERSION
 
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SenderOptions:
     """What holds for every push to the peer. ``limit_rate`` is in bytes per second over all
-    streams, ``stall_timeout`` in seconds, ``retries`` how many failures in a row without
-    progress are borne. ``identity`` says how peers are known; ``state`` is where this device's
+    streams, all day or by a schedule, ``stall_timeout`` in seconds, ``retries`` how many failures in
+    a row without progress are borne. ``identity`` says how peers are known; ``state`` is where this device's
     key and the trusted devices are kept, the usual place where it is None."""
 
-    limit_rate: float | None = None
+    limit_rate: RateSchedule | float | None = None
     retries: int = RetryPolicy().retries
     stall_timeout: float = 60.0
     identity: IdentitySettings = IdentitySettings()  # noqa: RUF009  frozen

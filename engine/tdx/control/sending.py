@@ -184,7 +184,8 @@ class Sending:
 
     async def send(self, missing: RangeSet) -> None:
         """Send these ranges (whole extents). Raises the first failure that cannot be mended."""
-        most = min(self._streams or MOST_STREAMS, MOST_STREAMS, self._upload.streams)
+        bounds = (MOST_STREAMS, self._streams, self._pace.most_streams, self._upload.streams)
+        most = min(each for each in bounds if each is not None)
         measured = self._streams is None and not self._near
         count = StreamCount(most, several=self._several)
         wanted = partial(self._measured, count) if measured else partial(self._given, most)
@@ -271,7 +272,9 @@ class Sending:
             if sent.start % size == 0 and (len(sent) == size or sent.end == self._upload.length):
                 record(sent, digest)
 
-        hooks = SendHooks(sent=self._tally.add_sent, hashed=hashed, pace=self._pace.wait_for)
+        hooks = SendHooks(
+            sent=self._tally.add_sent, hashed=hashed, pace=self._pace.wait_for, most=self._pace.most
+        )
         extents = list(cut(span, size))
         used: list[socket.socket] = []
 

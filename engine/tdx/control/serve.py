@@ -20,6 +20,7 @@ from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
 from tdx.control.signals import StopSignals
+from tdx.control.throttle import Throttle
 from tdx.control.watchdog import Watchdog
 from tdx.control.workers import Workers
 from tdx.errors import ConfigError
@@ -55,6 +56,7 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
         admission=Admission(config.limits),
         metrics=metrics,
         policy=Policy(config.rules),
+        throttle=Throttle(config.limit_rate),
     )
 
 
@@ -95,8 +97,8 @@ async def serve(
     config: ServeConfig, hooks: Hooks, pump: str | None = None, inherited: Sequence[socket.socket] = ()
 ) -> None:
     """Serve until SIGTERM or SIGINT, the second of which ends the process at once. SIGHUP reads
-    the rules and the identity providers' settings again; what runs goes on as far as they allow.
-    ``inherited`` are listening sockets to use instead of opening any.
+    the rules, the rate limit and the identity providers' settings again; what runs goes on as far as they
+    allow. ``inherited`` are listening sockets to use instead of opening any.
 
     ConfigError where the folder, an address or a program cannot be used.
     """
@@ -177,7 +179,7 @@ class Configuring:
             except Exception:  # whatever it was, the next one must be read
                 log.exception("the configuration stays as it was")
             else:
-                log.info("rules and identity providers are as configured now")
+                log.info("rules, rate limit and identity providers are as configured now")
             finally:
                 self._hooks.reloaded()
 
@@ -185,6 +187,7 @@ class Configuring:
         config = self._hooks.configure()
         identities = identities_of(config.identity, os.getuid())
         self._receiver.identities, self._receiver.policy = identities, Policy(config.rules)
+        self._receiver.throttle.change(config.limit_rate)
 
 
 def run(

@@ -303,6 +303,8 @@ class Session:
         try:
             await exchange.connection.lend(lambda _: move(), cancel)
         finally:
+            received.stages.limit += body.held
+            received.stages.receive -= min(body.held, received.stages.receive)
             self.brought.add(received)
         exchange.file_body_ended(body)
         self.metrics.add_stages(received.stages)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from tdx.data.port import Cancel
+from tdx.data.port import Brake, Cancel
 from tdx.data.records import RecordReader, reason_of
 from tdx.data.sockets import Patience
 from tdx.errors import ConnectionLost, TdxError
@@ -69,6 +69,10 @@ class SocketBody(ABC):
         self._receive = _receiver(sock)
         self._cancel = cancel
         self._patience = Patience(stall_timeout, min_rate, clock)
+        self.brake: Brake | None = None
+        """What holds this body back."""
+        self.held = 0.0
+        """Seconds for which it did."""
         self._interrupted: BaseException | None = None
         self._failure: TdxError | None = None
 
@@ -96,16 +100,27 @@ class SocketBody(ABC):
         self._patience.begin()
         try:
             while got < size and not self.ended:
-                n = self._read_some(view[got:])
+                n = self._read_some(view[got : got + self.piece(size - got)])
                 got += n
                 self._check()
                 self._passed(n)
+                self._hold(n)
         except TdxError as error:
             self._check()
             self._failure = error
             if not got:
                 raise
         return got
+
+    def piece(self, n: int) -> int:
+        """See :class:`tdx.data.port.RawBody`."""
+        return n if self.brake is None else self.brake.piece(n)
+
+    def _hold(self, n: int) -> None:
+        """``n`` bytes have been taken. What waits here is not the other end's doing."""
+        if n and self.brake is not None:
+            self.held += self.brake.took(n, self._check)
+            self._patience.begin()
 
     def interrupt(self, reason: BaseException) -> None:
         self._interrupted = reason
@@ -227,6 +242,7 @@ class IdentityBody(LengthBody):
         if n:
             self._left -= n
             self._patience.moved(n)
+            self._hold(n)
         else:
             self._patience.begin()
 

@@ -56,14 +56,21 @@ class SmallFile:
 class EntriesSend:
     """Sends one bundle, in chunked coding (RFC 9112 section 7.1).
 
-    ``pace(n)`` as :class:`tdx.data.port.SendHooks` has it; ``sent(n)`` gets bytes of content.
+    ``pace(n)`` and ``piece(n)`` as :class:`tdx.data.port.SendHooks` has them, the latter called ``most``
+    there; ``sent(n)`` gets bytes of content.
     """
 
-    def __init__(self, most: int, sent: Callable[[int], None], pace: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        most: int,
+        sent: Callable[[int], None],
+        pace: Callable[[int], float],
+        piece: Callable[[int], int] = lambda n: n,
+    ) -> None:
         """``most``: bytes of the largest file, of which one and its head fit in a buffer."""
         self._most = most
         self._sent = sent
-        self._hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace)
+        self._hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace, most=piece)
 
     def send(
         self, sock: socket.socket, files: Sequence[SmallFile], cancel: Cancel, stall_timeout: float
@@ -87,7 +94,7 @@ class EntriesSend:
         finally:
             BUFFERS.give(scratch)
             out.close()
-        out.stages.read = perf_counter() - began - out.stages.send
+        out.stages.read = perf_counter() - began - out.stages.send - out.stages.limit
         return out.stages
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
@@ -34,12 +34,15 @@ class Cancel:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._reason: TdxError | None = None
+        self._wake: Callable[[], None] | None = None
 
     def set(self, reason: TdxError) -> None:
         """Only the first reason counts."""
         if self._reason is None:
             self._reason = reason
         self._event.set()
+        if (wake := self._wake) is not None:
+            wake()
 
     def stop(self) -> None:
         """Set it because nobody waits for the work any more."""
@@ -58,6 +61,30 @@ class Cancel:
         """Sleep that a cancel cuts short (and then raises)."""
         self._event.wait(seconds)
         self.check()
+
+    @contextmanager
+    def waking(self, wake: Callable[[], None]) -> Generator[None]:
+        """Have a cancel call ``wake``, from its own thread, while the block lasts; raises the reason of one
+        that has come already. For one thread at a time."""
+        self._wake = wake
+        try:
+            self.check()
+            yield
+        finally:
+            self._wake = None
+
+
+class Brake(Protocol):
+    """Holds one body back so that a rate limit is kept. Called by the thread that reads it."""
+
+    def piece(self, n: int) -> int:
+        """How many of the next ``n`` bytes to take off the socket at a time; at least one."""
+        ...
+
+    def took(self, n: int, check: Callable[[], None]) -> float:
+        """``n`` bytes were taken: wait until their time has come; the seconds that took. ``check`` is called
+        at least once a TICK meanwhile and may raise."""
+        ...
 
 
 class Sink(Protocol):
@@ -138,6 +165,10 @@ class RawBody(Body, Protocol):
 
     def remaining(self) -> int: ...
 
+    def piece(self, n: int) -> int:
+        """How many of the next ``n`` bytes to take at a time."""
+        ...
+
 
 @dataclass(slots=True)
 class ReceiveHooks:
@@ -181,16 +212,22 @@ class SendHooks:
 
     ``sent(n)``: n bytes were handed to the kernel. ``hashed(span, digest)``: digest of
     a whole extent, from the bytes that were sent. ``pace(n)``: seconds over which the next
-    n bytes are to be spread, asked once for them.
+    n bytes are to be spread, asked once for them; ``most(n)``: for how many of the next n to ask at a time.
     """
 
     sent: Callable[[int], None]
     hashed: Callable[[Span, bytes], None]
     pace: Callable[[int], float] = field(default=lambda _: 0.0)
+    most: Callable[[int], int] = field(default=lambda n: n)
 
 
 class EarlyAnswer(Exception):
-    """The receiver answered before the body had been sent: stop and read the answer."""
+    """The receiver answered before the body had been sent: stop and read the answer. ``begun`` is what has
+    been read of it already."""
+
+    def __init__(self, begun: bytes = b"") -> None:
+        super().__init__()
+        self.begun = begun
 
 
 class SendPump(Protocol):

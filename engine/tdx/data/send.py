@@ -19,6 +19,7 @@ from tdx.data.sockets import Patience, has_answer, readable
 from tdx.errors import ConnectionLost, SourceChanged, SourceError, UsageError
 from tdx.integrity import new_hasher
 from tdx.model import Span, Stages
+from tdx.proto.head import PROCESSING
 
 SEND_PUMPS: Final = ("auto", "sendfile", "buffered")
 """Names for the sender (``tdx push --pump``)."""
@@ -49,6 +50,8 @@ class _Outlet:
 
     def __init__(self, sock: socket.socket, hooks: SendHooks, cancel: Cancel, stall_timeout: float) -> None:
         self.seconds = 0.0
+        self.paused = 0.0
+        """Seconds for which a rate limit held it back."""
         self._sock = sock
         self._hooks = hooks
         self._cancel = cancel
@@ -57,20 +60,24 @@ class _Outlet:
 
     def send(self, size: int, emit: Emit) -> None:
         """Send a window of ``size`` bytes."""
-        delay = self._hooks.pace(size)
-        pieces = max(1, math.ceil(delay / SMOOTH))
         done = 0
-        for piece in range(1, pieces + 1):
-            if delay > 0:
-                self._cancel.sleep(delay / pieces)
-            done = self._send_to(size * piece // pieces, done, emit)
+        while done < size:
+            start = done
+            part = self._hooks.most(size - start)
+            delay = self._hooks.pace(part)
+            pieces = max(1, math.ceil(delay / SMOOTH))
+            for piece in range(1, pieces + 1):
+                if delay > 0:
+                    self._cancel.sleep(delay / pieces)
+                done = self._send_to(start + part * piece // pieces, done, emit)
+            self.paused += delay
 
     def _send_to(self, end: int, done: int, emit: Emit) -> int:
         self._patience.begin()
         while done < end:
             self._cancel.check()
             if readable(self._sock):
-                self._raise_lost(None)
+                self._hear()
             started = perf_counter()
             try:
                 n = emit(done, min(end - done, self._most))
@@ -91,6 +98,30 @@ class _Outlet:
                 self._patience.waited()
         return done
 
+    def _hear(self) -> None:
+        """Something has come, or the end. Where the receiver says that it goes on, its rate limit being what
+        holds this up, it has not stalled."""
+        if isinstance(self._sock, ssl.SSLSocket):
+            try:
+                heard = self._sock.read(len(PROCESSING))  # pyright: ignore[reportDeprecated]
+            except (TimeoutError, ssl.SSLWantReadError):
+                return  # a record that has not come whole, or that carries nothing
+            except OSError as error:
+                self._raise_lost(error)
+            if heard and heard != PROCESSING:
+                raise EarlyAnswer(heard)
+        else:
+            heard = _peek(self._sock, len(PROCESSING))
+            if heard == PROCESSING:
+                socket.socket.recv(self._sock, len(PROCESSING))
+            elif heard and PROCESSING.startswith(heard):
+                return  # the rest is on its way
+            else:
+                self._raise_lost(None)
+        if not heard:
+            self._raise_lost(None)
+        self._patience.moved(0)
+
     def _fit_call_to_link(self, took: float) -> None:
         # A slow link must not keep one call busy for many ticks: progress, early answers and
         # the stall clock are looked at between calls only.
@@ -106,6 +137,14 @@ class _Outlet:
             raise EarlyAnswer from error
         reason = "it was closed" if error is None else reason_of(error)
         raise ConnectionLost(f"the connection broke while sending: {reason}") from error
+
+
+def _peek(sock: socket.socket, size: int) -> bytes:
+    """What can be read now, at most ``size`` bytes; nothing at the end of the stream, or after an error."""
+    try:
+        return socket.socket.recv(sock, size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""
 
 
 class _FileSender:
@@ -139,6 +178,7 @@ class _FileSender:
         finally:
             BUFFERS.give(buffer)
             self.stages.send += self._outlet.seconds
+            self.stages.limit += self._outlet.paused
 
     def _read(self, view: memoryview, offset: int) -> None:
         done = 0
@@ -292,4 +332,4 @@ def send_buffer(
     for start in range(0, len(view), WINDOW):
         window = view[start : start + WINDOW]
         outlet.send(len(window), from_memory(window))
-    return Stages(send=outlet.seconds)
+    return Stages(send=outlet.seconds, limit=outlet.paused)

@@ -97,6 +97,21 @@ def has_answer(sock: socket.socket) -> bool:
     return False
 
 
+def tell(sock: socket.socket, message: bytes) -> None:
+    """Write a few bytes that are not worth waiting for, from the worker that owns ``sock``; what cannot be
+    written now is not begun. What breaks is for the next read to find out."""
+    with contextlib.suppress(OSError):
+        if isinstance(sock, ssl.SSLSocket):
+            poller = select.poll()
+            poller.register(sock.fileno(), select.POLLOUT)
+            if poller.poll(0):
+                sock.write(message)  # pyright: ignore[reportDeprecated]
+        else:
+            sent = socket.socket.send(sock, message, socket.MSG_DONTWAIT)
+            if sent < len(message):
+                socket.socket.sendall(sock, message[sent:])
+
+
 class Patience:
     """Decides when the other end of a connection has stalled.
 

@@ -102,7 +102,7 @@ class _Run:
             data = memoryview(self._cut_prefix(size))
             n = len(data)
         elif self._spliceable:
-            n = self._fill_pipe(min(size, self._body.remaining()))
+            n = self._fill_pipe(self._body.piece(min(size, self._body.remaining())))
             data = None
         else:
             n = self._read(size)

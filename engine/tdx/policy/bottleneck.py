@@ -30,11 +30,11 @@ def name_bottleneck(
     while the network, or the receiver behind it, takes no more; ``receive`` blocks
     while the network, or the sender before it, brings nothing. Hence:
 
-    - a rate that is at its limit: the limit, since pauses count in no stage;
+    - a rate that is at its limit, or a sender that spends most waiting for that: the limit;
     - the sender spends most in reading or hashing: it is never held up, so it is the slow
       one, by its disk or by its CPU;
     - else the sender waits in ``send``. The receiver spends most in writing and syncing,
-      or in hashing: it is what the sender waits for;
+      or in hashing, or in keeping to its own limit: it is what the sender waits for;
     - else both ends wait for what lies between them: the network (on loopback, the kernel's
       copying).
 
@@ -44,14 +44,18 @@ def name_bottleneck(
     """
     if rate is not None and limit is not None and rate >= AT_LIMIT * limit:
         return RATE_LIMIT
+    if ours.limit > max(ENOUGH, ours.read, ours.hash, ours.send):
+        return RATE_LIMIT
     if ours.read + ours.hash + ours.send + theirs.receive + theirs.hash + theirs.write + theirs.sync < ENOUGH:
         return None
     if max(ours.read, ours.hash) > ours.send:
         return SENDER_DISK if ours.read >= ours.hash else CPU
     disk = theirs.write + theirs.sync
-    if not theirs.receive and not theirs.hash and not disk:
+    if not theirs.receive and not theirs.hash and not disk and not theirs.limit:
         return None
     slowest = max(theirs.receive, theirs.hash, disk)
+    if theirs.limit > slowest:
+        return RATE_LIMIT
     if slowest == disk:
         return RECEIVER_DISK
     return NETWORK if slowest == theirs.receive else CPU

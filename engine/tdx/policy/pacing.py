@@ -7,7 +7,12 @@ from typing import Final
 
 from tdx.errors import UsageError
 
-_BURST_SECONDS: Final = 0.1
+BURST_SECONDS: Final = 0.1
+"""After a pause, so many seconds' worth may go at once."""
+
+PIECE_SECONDS: Final = 0.1
+"""What is paced goes in pieces of so many seconds' worth."""
+
 _AMOUNT: Final = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?(?:([kKmMgGtT])(i?))?(B|bit)?")
 _PREFIXES: Final = " kmgt"
 
@@ -22,12 +27,21 @@ class TokenBucket:
 
     def __init__(self, rate: float) -> None:
         """After a pause, a tenth of a second's worth may go at once."""
+        self._at: float | None = None
+        self._set(rate)
+        self._tokens = self._burst
+
+    def _set(self, rate: float) -> None:
         if rate <= 0:
             raise ValueError(f"not a rate: {rate}")
         self._rate = rate
-        self._burst = rate * _BURST_SECONDS
-        self._tokens = self._burst
-        self._at: float | None = None
+        self._burst = rate * BURST_SECONDS
+
+    def change(self, rate: float, now: float) -> None:
+        """Another rate from ``now`` on; what is owed stays owed."""
+        self.reserve(0, now)
+        self._set(rate)
+        self._tokens = min(self._tokens, self._burst)
 
     def reserve(self, n: int, now: float) -> float:
         """Take ``n`` bytes; the seconds to wait before sending them (0.0: none).
@@ -38,6 +52,11 @@ class TokenBucket:
         self._tokens -= n
         # The debt is paid off from the bucket's own time on, which a late caller is behind.
         return max(0.0, self._at - now - self._tokens / self._rate) if self._tokens < 0 else 0.0
+
+
+def piece_of(rate: float | None, n: int) -> int:
+    """How many of the next ``n`` bytes go in one piece at this rate (None: no limit); at least one."""
+    return n if rate is None else min(n, max(1, int(rate * PIECE_SECONDS)))
 
 
 def parse_rate(text: str) -> float:

@@ -329,3 +329,7 @@ def _format(start: str, fields: Iterable[tuple[str, str]]) -> bytes:
         lines.append(f"{name}: {value}\r\n")
     lines.append("\r\n")
     return "".join(lines).encode("latin-1")
+
+
+PROCESSING: Final = format_response(102, [])
+"""What tells a sender that its request is being worked on (RFC 2518 section 10.1)."""

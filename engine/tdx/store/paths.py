@@ -33,7 +33,7 @@ BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 
 _REMEMBERED: Final = 4096
 
-WALKS: Final = 100
+WALKS: Final = 20
 """How often a folder is made anew that somebody removes before there is anything in it."""
 
 Unsynced = dict[tuple[int, str], int]

@@ -94,7 +94,6 @@ class Publication:
         self._unsure: list[Staged] = []
         """In place, in directories that are yet to be synced."""
         self._placed = False
-        self._walks = WALKS
         self._admit: Admit = _anything
         self.unfinished = False
         """The folder must stay, for the intents in it have yet to be finished."""
@@ -327,47 +326,55 @@ class Publication:
         ``few`` the directory is made durable too."""
         left: list[Staged] = []
         placed: list[Staged] = []
+        waiting, walks = files, WALKS
         try:
-            with self._tree.parent(files[0].path) as (fd, _):
-                for index, each in enumerate(files):
-                    target, name = each.path[len(above) :], each.file.name
-                    try:
-                        self._names.move(self._folder.fd, each.number, fd, target, name, self._conflict)
-                        placed.append(each)
-                    except (FileExistsError, IsADirectoryError):
-                        left.append(each)
-                    except FileNotFoundError as error:
-                        if self._tree.is_removed(fd):
-                            left += self._again(files[index:], error)
-                            break
-                        self._refuse(each, error)
-                    except (TdxError, OSError) as error:
-                        if listed and isinstance(error, OSError) and error.errno in _UNHEARD_OF:
-                            left.append(each)
-                        else:
-                            self._refuse(each, error)
-                self._placed = self._placed or bool(placed)
-                for each in placed:
-                    self._results[each.place] = receipts[each.place]
-                self._remember(fd, above, placed, receipts)
-                if few:
-                    self._sync_directory(fd, placed)
-                else:
-                    self._unsure += placed
-        except FileNotFoundError as error:
-            return self._again(files, error)
+            while waiting:
+                walks -= 1
+                with self._tree.parent(files[0].path, make=True) as (fd, _):
+                    waiting = self._move_into(fd, above, waiting, placed, left, listed=listed, last=not walks)
+                    if waiting:
+                        continue  # somebody has removed the directory since it was made
+                    self._placed = self._placed or bool(placed)
+                    for each in placed:
+                        self._results[each.place] = receipts[each.place]
+                    self._remember(fd, above, placed, receipts)
+                    if few:
+                        self._sync_directory(fd, placed)
+                    else:
+                        self._unsure += placed
         except (TdxError, OSError) as error:
             self._refuse_all(files, error)
             return []
         return left
 
-    def _again(self, files: Sequence[Staged], error: OSError) -> list[Staged]:
-        """Files for a directory that somebody has removed since it was made: for another round."""
-        self._walks -= 1
-        if self._walks:
-            return list(files)
-        self._refuse_all(files, error)
-        return []
+    def _move_into(
+        self,
+        fd: int,
+        above: str,
+        files: Sequence[Staged],
+        placed: list[Staged],
+        left: list[Staged],
+        *,
+        listed: bool,
+        last: bool,
+    ) -> Sequence[Staged]:
+        """Rename these files into an open directory. Those that are yet to be, since it has been removed:
+        none where this is the ``last`` try."""
+        for index, each in enumerate(files):
+            target, name = each.path[len(above) :], each.file.name
+            try:
+                self._names.move(self._folder.fd, each.number, fd, target, name, self._conflict)
+                placed.append(each)
+            except (FileExistsError, IsADirectoryError):
+                left.append(each)
+            except (TdxError, OSError) as error:
+                if isinstance(error, FileNotFoundError) and not last and self._tree.is_removed(fd):
+                    return files[index:]
+                if listed and isinstance(error, OSError) and error.errno in _UNHEARD_OF:
+                    left.append(each)
+                else:
+                    self._refuse(each, error)
+        return ()
 
     def _remember(self, fd: int, above: str, placed: Iterable[Staged], receipts: dict[int, Receipt]) -> None:
         """So that they need not be read when their sender asks again. Without this they will be."""
