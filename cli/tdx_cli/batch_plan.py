@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from tdx.control.items import Item, LeftOut
 from tdx.errors import SourceError, UsageError
 from tdx.model import shown
-from tdx_cli.patterns import Match, literal, matches
+from tdx_cli.globs import Match, literal, matches
 from tdx_cli.plan import name_of, plan
 
 if TYPE_CHECKING:
@@ -22,40 +22,40 @@ EVERYTHING: Final = "/**/*"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Named:
     """A file or a folder that an item names, and its name at the peer, ``into`` in front of it."""
 
     path: str
     name: str
 
 
-def find(item: BatchItem) -> list[Found | Item | LeftOut]:
+def find(item: BatchItem) -> list[Named | Item | LeftOut]:
     """What the sources of ``item`` are at this moment. A pattern that matches nothing is an Item with an
     error, unless nothing need be there.
 
     UsageError where two of them would go by one name, or several by that of one.
     """
-    found: list[Found | Item | LeftOut] = []
+    found: list[Named | Item | LeftOut] = []
     for pattern in item.sources:
         some = list(_found(pattern, item))
         found += some
         if not item.optional and all(isinstance(each, LeftOut) for each in some):
             found.append(_nothing(pattern))
     found = _distinct(found)
-    named = [each for each in found if isinstance(each, Found)]
+    named = [each for each in found if isinstance(each, Named)]
     if item.called is not None and len(named) > 1:
         raise UsageError(
             f"{item.called} would be the name of {len(named)} sources: leave as out, or name one source"
         )
     if item.called is None and item.into is None:
         return found
-    return [_renamed(each, item) if isinstance(each, Found) else each for each in found]
+    return [_renamed(each, item) if isinstance(each, Named) else each for each in found]
 
 
-def items_of(item: BatchItem, found: Sequence[Found | Item | LeftOut]) -> Iterator[Item | LeftOut]:
+def items_of(item: BatchItem, found: Sequence[Named | Item | LeftOut]) -> Iterator[Item | LeftOut]:
     """What to push of what :func:`find` found, in its order."""
     for each in found:
-        if isinstance(each, Found):
+        if isinstance(each, Named):
             yield from plan([each.path], name=each.name, recursive=item.recursive)
         else:
             yield each
@@ -68,7 +68,7 @@ def _nothing(pattern: str) -> Item:
     return Item(path, name_of(path), error=SourceError(f"{shown(path)}: {what}"))
 
 
-def _found(pattern: str, item: BatchItem) -> Iterator[Found | Item | LeftOut]:
+def _found(pattern: str, item: BatchItem) -> Iterator[Named | Item | LeftOut]:
     folders: set[str] = set()
     if not item.recursive and pattern.endswith(EVERYTHING):
         pattern = pattern.removesuffix("/*")  # the same, but for the folders, which are looked into anyway
@@ -83,27 +83,27 @@ def _found(pattern: str, item: BatchItem) -> Iterator[Found | Item | LeftOut]:
         yield _judged(match, item)
 
 
-def _judged(match: Match, item: BatchItem) -> Found | LeftOut:
+def _judged(match: Match, item: BatchItem) -> Named | LeftOut:
     """What a wildcard happens to match need not be something to push; what is named outright has to be."""
     if match.name is None:
-        return Found(match.path, name_of(match.path))
+        return Named(match.path, name_of(match.path))
     try:
         mode = os.stat(match.path).st_mode  # noqa: PTH116  any bytes may be a path
     except OSError:
-        return Found(match.path, match.name)  # pushing it tells why not
+        return Named(match.path, match.name)  # pushing it tells why not
     if stat.S_ISDIR(mode) and not item.recursive:
         return LeftOut(match.path, "is a folder, and the item is not recursive")
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         return LeftOut(match.path, "is not a regular file")
-    return Found(match.path, match.name)
+    return Named(match.path, match.name)
 
 
-def _distinct(found: Sequence[Found | Item | LeftOut]) -> list[Found | Item | LeftOut]:
+def _distinct(found: Sequence[Named | Item | LeftOut]) -> list[Named | Item | LeftOut]:
     """Each path once. UsageError where one would replace another at the peer, or be mixed with it."""
     named: dict[str, str] = {}
-    kept: list[Found | Item | LeftOut] = []
+    kept: list[Named | Item | LeftOut] = []
     for each in found:
-        if not isinstance(each, Found):
+        if not isinstance(each, Named):
             kept.append(each)
             continue
         path = os.path.abspath(each.path)  # noqa: PTH100
@@ -126,7 +126,7 @@ def _mixed(one: str, other: str, name: str) -> UsageError:
     )
 
 
-def _renamed(found: Found, item: BatchItem) -> Found:
+def _renamed(found: Named, item: BatchItem) -> Named:
     name = found.name if item.called is None else item.called
     parts = [part for part in (item.into, name) if part]
-    return Found(found.path, "/".join(parts))
+    return Named(found.path, "/".join(parts))

@@ -59,7 +59,7 @@ _WILDCARD: Final = re.compile(r"([*?\[])")
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One item. ``sources`` are absolute patterns (see :mod:`tdx_cli.patterns`), in which ``~``, environment
+    """One item. ``sources`` are absolute patterns (see :mod:`tdx_cli.globs`), in which ``~``, environment
     variables and the file's folder stand for themselves alone. ``into`` is a folder at the peers, ``called``
     the name of the only source there. ``optional``: no matter that nothing is there to push. Times are in
     seconds, ``limit_rate`` in bytes per second, both for each peer."""
@@ -134,9 +134,9 @@ def load_batch(path: Path, env: Mapping[str, str]) -> Batch:
         path=path,
         name=table.label("name") if "name" in table else path.stem,
         items=tuple(items),
-        parallel=table.count("parallel", 1, MOST_PARALLEL) if "parallel" in table else 1,
-        jitter=table.seconds("jitter") if "jitter" in table else None,
-        timeout=table.seconds("timeout") if "timeout" in table else None,
+        parallel=table.whole_number("parallel", 1, MOST_PARALLEL) if "parallel" in table else 1,
+        jitter=table.duration("jitter") if "jitter" in table else None,
+        timeout=table.duration("timeout") if "timeout" in table else None,
     )
 
 
@@ -181,15 +181,15 @@ def _said(table: Table) -> Said:
     if "limit_rate" in table:
         said["limit_rate"] = table.rate("limit_rate")
     if "retries" in table:
-        said["retries"] = table.count("retries", 0, 1000)
+        said["retries"] = table.whole_number("retries", 0, 1000)
     if "timeout" in table:
-        said["timeout"] = table.seconds("timeout")
+        said["timeout"] = table.duration("timeout")
     if "stall_timeout" in table:
-        said["stall_timeout"] = table.seconds("stall_timeout")
+        said["stall_timeout"] = table.duration("stall_timeout")
     if "digest" in table:
         said["digest"] = table.choice("digest", DIGESTS)
     if "streams" in table:
-        said["streams"] = table.count("streams", 1, 64)
+        said["streams"] = table.whole_number("streams", 1, 64)
     return said
 
 

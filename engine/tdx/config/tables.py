@@ -124,13 +124,13 @@ class Table:
             )
         return value
 
-    def count(self, key: str, least: int, most: int) -> int:
+    def whole_number(self, key: str, least: int, most: int) -> int:
         value = self.values[key]
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise self.wrong(key, f"must be a whole number from {least} to {most}, not {value!r}")
         return value
 
-    def seconds(self, key: str) -> float:
+    def duration(self, key: str) -> float:
         """A time above 0, as people write a duration, or as a number of seconds."""
         value = self.values[key]
         if isinstance(value, str):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdx_cli.patterns import literal, matches
+from tdx_cli.globs import literal, matches
 
 AS_ROOT = os.getuid() == 0
 
