@@ -13,7 +13,7 @@ from tdx.config.batch import Batch, BatchItem
 from tdx.control.lanes import Lanes
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
-from tdx.errors import Interrupted, TdxError, TimedOut
+from tdx.errors import Interrupted, StorageError, TdxError, TimedOut
 from tdx.identity.settings import IdentitySettings
 from tdx.policy.exits import worst
 from tdx_cli.batch_plan import find, items_of
@@ -22,7 +22,7 @@ from tdx_cli.main import unexpected
 from tdx_cli.pushing import Run, Wishes
 from tdx_cli.report import Failure, JsonReport, Report, Several
 from tdx_cli.stopping import limited, told_of_signals
-from tdx_cli.text import seconds_of, warn
+from tdx_cli.text import STDOUT, seconds_of, warn
 
 AWAY: Final = 60.0
 """Seconds for which a peer that could not be reached is not tried again by other items."""
@@ -146,9 +146,13 @@ class BatchRun:
             part.error = Failure.of(error)
             warn(about + error.message)
         except OSError as error:
-            # What is told cannot be told: nobody would know of the others either.
-            self._failure = self._failure or error
-            self._stop(Interrupted(f"{error.strerror or error}"))
+            if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
+                # What becomes of this one cannot be told, nor what becomes of the others.
+                self._failure = self._failure or error
+                self._stop(Interrupted(f"{error.strerror or error}"))
+            else:
+                part.error = Failure.of(StorageError(f"{error.strerror or error}"))
+                warn(about + part.error.message)
         except Exception as error:
             part.error = Failure("internal", f"{type(error).__name__}: {error}", unexpected(error))
         part.seconds = loop.time() - began

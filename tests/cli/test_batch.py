@@ -258,16 +258,18 @@ real = batching.find
 def find(item):
     if item.name == "a":
         raise RuntimeError("broken")
+    if item.name == "b":
+        raise OSError(24, "Too many open files")
     return real(item)
 batching.find = find
 sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_a_defect_that_one_item_meets_is_70_and_no_matter_for_the_others(
+def test_what_one_item_meets_unexpectedly_is_no_matter_for_the_others(
     tdx: Tdx, receiver: RunningReceiver, source: Path, file: Path
 ) -> None:
-    write_batch(file, [{"sources": ["source/*"]}] * 2, peer=receiver.address, conflict="skip")
+    write_batch(file, [{"sources": ["source/**"]}] * 3, peer=receiver.address, conflict="skip")
     done = subprocess.run(
         [sys.executable, "-c", BROKEN, "batch", str(file), "--json"],
         env=tdx.env,
@@ -277,8 +279,11 @@ def test_a_defect_that_one_item_meets_is_70_and_no_matter_for_the_others(
         timeout=PATIENCE,
     )
     assert done.returncode == 70
-    assert list(outcomes(done).values()) == [("failed", 70), ("done", 0)]
-    assert "this should not happen: RuntimeError: broken" in done.stderr
+    assert list(outcomes(done).values()) == [("failed", 70), ("failed", 74), ("done", 0)]
+    assert done.stderr.splitlines() == [
+        "tdx: this should not happen: RuntimeError: broken (TDX_DEBUG=1 shows where)",
+        "tdx: b: Too many open files",
+    ]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
