@@ -34,6 +34,9 @@ class Failure:
     def of(cls, error: TdxError) -> Failure:
         return cls(error.code, error.message, error.exit_code)
 
+    def document(self) -> dict[str, object]:
+        return {"code": self.code, "message": self.message, "exit_code": self.exit_code}
+
 
 @dataclass(slots=True)
 class Ending:
@@ -123,10 +126,12 @@ def json_interval(elapsed: float) -> float:
 
 
 class JsonReport(Report):
-    """One JSON object a line on standard output; docs/cli.md describes them."""
+    """One JSON object a line on standard output; docs/cli.md describes them. In a batch each says which
+    ``item`` it is of, and of which peer."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, item: str | None = None) -> None:
         self._peer = peer
+        self._also = {} if item is None else {"item": item, "peer": peer}
         self._due: dict[str, float] = {}
 
     def started(self, item: Item) -> None:
@@ -168,9 +173,7 @@ class JsonReport(Report):
                 "seconds": round(ending.seconds, 6),
                 "root": ending.root,
                 "path": ending.path,
-                "error": None
-                if error is None
-                else {"code": error.code, "message": error.message, "exit_code": error.exit_code},
+                "error": None if error is None else error.document(),
             }
         )
 
@@ -191,10 +194,9 @@ class JsonReport(Report):
         )
         self.flush()
 
-    @staticmethod
-    def _say(event: dict[str, object]) -> None:
+    def _say(self, event: dict[str, object]) -> None:
         # ASCII only: a name that is no valid Unicode must not end the push.
-        say(_encode(event), flush=False)
+        say(_encode({**event, **self._also}), flush=False)
 
 
 class TextReport(Report):

@@ -11,7 +11,8 @@ from typing import Any, Final, cast
 from tdx.config.places import Address, parse_address
 from tdx.errors import ConfigError, UsageError
 from tdx.model import shown
-from tdx.policy.pacing import parse_size
+from tdx.policy.durations import parse_duration
+from tdx.policy.pacing import parse_rate, parse_size
 
 KEYS: Final = (
     "dir",
@@ -33,6 +34,9 @@ KEYS: Final = (
     "rule",
 )
 """What stands at the top of a file, whoever reads it."""
+
+MOST_SECONDS: Final = 1e10
+"""About three centuries, which no clock here is asked for."""
 
 
 class Table:
@@ -136,6 +140,38 @@ class Table:
             )
         return value
 
+    def whole_number(self, key: str, least: int, most: int) -> int:
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self.wrong(key, f"must be a whole number from {least} to {most}, not {value!r}")
+        return value
+
+    def duration(self, key: str) -> float:
+        """A time above 0, as people write a duration, or as a number of seconds."""
+        value = self.values[key]
+        if isinstance(value, str):
+            try:
+                value = parse_duration(value)
+            except UsageError as error:
+                raise self.wrong(key, f"is wrong: {error.message}") from None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MOST_SECONDS:
+            raise self.wrong(
+                key, f'must be a time above 0 like "15m", or a number of seconds, not {self.values[key]!r}'
+            )
+        return float(value)
+
+    def rate(self, key: str) -> float:
+        """Bytes per second, as people write a rate, or as a number."""
+        value = self.values[key]
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63:
+            value = str(value)
+        if not isinstance(value, str):
+            raise self.wrong(key, f'must be a rate like "20M", or bytes per second, not {value!r}')
+        try:
+            return parse_rate(value)
+        except UsageError as error:
+            raise self.wrong(key, f"is wrong: {error.message}") from None
+
     def table(self, key: str) -> Table:
         value = self.values[key]
         if not isinstance(value, dict):
@@ -164,16 +200,17 @@ class Table:
                 raise self.wrong(key, "is missing")
 
 
-def read(path: Path) -> Table:
-    """The TOML file at ``path``, its keys known; ConfigError where it cannot be used."""
+def read(path: Path, known: Collection[str] = KEYS, what: str = "configuration") -> Table:
+    """The TOML file at ``path``, its keys among those ``known``; ConfigError where it cannot be used, which
+    calls it by ``what`` it should be."""
     import tomllib  # only where there is a file
 
     try:
         values = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {os.strerror(error.errno or 0)}") from error
+        raise ConfigError(f"cannot read the {what} {path}: {os.strerror(error.errno or 0)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     table = Table(path, values)
-    table.only(KEYS)
+    table.only(known)
     return table
