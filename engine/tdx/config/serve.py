@@ -124,9 +124,9 @@ def _program(table: Table) -> Partial:
             command[0] = str(table.path.absolute().parent / Path(command[0]).expanduser())
         found["on_receive"] = tuple(command)
     if "on_receive_timeout" in table:
-        found["on_receive_timeout"] = table.seconds("on_receive_timeout")
+        found["on_receive_timeout"] = table.duration("on_receive_timeout")
     if "on_receive_at_once" in table:
-        found["on_receive_at_once"] = table.count("on_receive_at_once", MOST_AT_ONCE)
+        found["on_receive_at_once"] = table.whole_number("on_receive_at_once", 1, MOST_AT_ONCE)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -112,18 +111,6 @@ class Table:
         value = self.values[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self.wrong(key, f"must be a number of bytes, not {value!r}")
-        return value
-
-    def seconds(self, key: str) -> float:
-        value = self.values[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.wrong(key, f"must be a number of seconds above 0, not {value!r}")
-        return float(value)
-
-    def count(self, key: str, most: int) -> int:
-        value = self.values[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self.wrong(key, f"must be a whole number from 1 to {most}, not {value!r}")
         return value
 
     def size(self, key: str) -> int:
