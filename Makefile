@@ -10,7 +10,8 @@ LOCKED := --no-deps --require-hashes
 # The programs that tests call, each with the package that has it.
 NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
 	mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 sshd:openssh-server ssh:openssh-client \
-	scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone chromium:chromium
+	scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone chromium:chromium \
+	systemd-analyze:systemd man:man-db zsh:zsh fish:fish
 
 # A real tailnet for the tests. These are the newest that go 1.26 builds.
 GO ?= go

@@ -95,8 +95,15 @@ def test_the_wheel_carries_both_packages_typed_and_the_command(tmp_path: Path) -
         names = set(wheel.namelist())
         info = f"tdx_transfer-{VERSION}.dist-info"
         command = wheel.read(f"{info}/entry_points.txt").decode()
+        data = f"tdx_transfer-{VERSION}.data"
+        shared = {name: wheel.read(name) for name in names if name.startswith(data)}
     assert {"tdx/__init__.py", "tdx/py.typed", "tdx_cli/__init__.py", "tdx_cli/py.typed"} <= names
-    assert {name.split("/")[0] for name in names} == {"tdx", "tdx_cli", info}
+    assert {name.split("/")[0] for name in names} == {"tdx", "tdx_cli", info, data}
+    units = [path for path in (ROOT / "docs" / "systemd").rglob("*") if path.is_file()]
+    assert len(units) > 5
+    assert shared == {
+        f"{data}/data/share/tdx/{path.relative_to(ROOT / 'docs')}": path.read_bytes() for path in units
+    }
     assert f"{info}/licenses/LICENSE" in names
     assert "tdx = tdx_cli.main:main" in command
 

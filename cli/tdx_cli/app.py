@@ -11,11 +11,14 @@ from tdx.version import VERSION
 
 COMMANDS: Final = (
     "batch",
+    "completion",
     "demo",
     "doctor",
     "gc",
+    "get",
     "hash",
     "id",
+    "inbox",
     "pair",
     "peers",
     "policy",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx.model import shown
-from tdx_cli.options import JSON, config_option, state_option
+from tdx_cli.options import JSON, complete_peer, config_option, state_option
 from tdx_cli.text import say, size_of
 from tdx_cli.values import SIZE
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor", short_help="Find out what keeps a peer from being reached, or slow.")
-@click.argument("peer", metavar="PEER")
+@click.argument("peer", metavar="PEER", shell_complete=complete_peer)
 @JSON
 @click.option(
     "--size",

@@ -22,6 +22,9 @@ YOUNG_OBJECTS: Final = 20_000
 """How many new objects the collector waits for: a start makes many and leaves no rubbish, so that looking
 through them every few hundred, as is the interpreter's way, is a twentieth of the time it takes."""
 
+COMPLETE: Final = "_TDX_COMPLETE"
+"""Environment variable: set by the scripts of `tdx completion` where a shell asks how a word may go on."""
+
 DEBUG: Final = "TDX_DEBUG"
 """Environment variable: anything but empty or 0 shows the traceback of what nobody expected."""
 
@@ -69,6 +72,10 @@ def run(arguments: Sequence[str]) -> int:
         if reconfigure is not None:
             # A file name that the terminal's encoding lacks must not end a push.
             reconfigure(errors="backslashreplace")
+        if instruction := os.environ.get(COMPLETE):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(tdx, {}, "tdx", COMPLETE, instruction)
         with tdx.make_context("tdx", list(arguments)) as context:
             code = tdx.invoke(context)
         if sys.stdout is not None:

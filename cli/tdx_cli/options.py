@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound="Callable[..., Any] | click.Command")
 
@@ -24,3 +27,24 @@ def state_option(text: str) -> Callable[[F], F]:
     """``--state DIR``; ``text`` says what the command keeps or looks up there."""
     kind = click.Path(path_type=Path, file_okay=False)
     return click.option("--state", type=kind, metavar="DIR", help=text)
+
+
+def complete_peer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001  click's signature
+    """For a shell: the names that this machine's own files know, without asking anybody."""
+    from click.shell_completion import CompletionItem
+
+    from tdx_cli.known import known_names
+
+    names = known_names(ctx.params.get("config"), ctx.params.get("state"))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_path_or_peer(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """For a shell: of PATH... PEER the first word is a path, a further one may be either."""
+    from click.shell_completion import CompletionItem
+
+    before = ctx.params.get(param.name or "")
+    # Paths come first: in bash they are what is left where no peer's name fits.
+    return [CompletionItem(incomplete, "file"), *(complete_peer(ctx, param, incomplete) if before else [])]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tdx_cli.options import ONE_JSON, config_option
+from tdx_cli.options import ONE_JSON, complete_peer, config_option
 from tdx_cli.text import say, size_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def command() -> None:
 
 
 @command.command("check", short_help="Explain what the rules say of somebody.")
-@click.argument("text", metavar="IDENTITY")
+@click.argument("text", metavar="IDENTITY", shell_complete=complete_peer)
 @config_option("The receiver's configuration.  [default: $TDX_CONFIG, or the user's own]")
 @click.option("--user", help="The user that the network would name.")
 @click.option("--node", help="The machine that the network would name.")

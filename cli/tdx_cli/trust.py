@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
-from tdx_cli.options import JSON, state_option
+from tdx_cli.options import JSON, complete_peer, state_option
 from tdx_cli.text import say, warn
 from tdx_cli.values import Parsed
 
@@ -84,7 +84,7 @@ def add(
 
 
 @command.command("remove", short_help="Trust a device no longer.")
-@click.argument("name", metavar="NAME|KEY")
+@click.argument("name", metavar="NAME|KEY", shell_complete=complete_peer)
 @JSON
 @STATE
 def remove(name: str, as_json: bool, state: Path | None) -> None:

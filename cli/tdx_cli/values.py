@@ -29,6 +29,21 @@ def _address(text: str) -> tuple[str, int]:
     return parse_address(text)
 
 
+def _command(text: str) -> tuple[str, ...]:
+    """A program and its arguments, split as a shell would; a program with a slash is made absolute."""
+    import shlex
+    from pathlib import Path
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} cannot be split into words: {error}") from None
+    if not words or not words[0]:
+        raise UsageError("it must name a program")
+    program = str(Path(words[0]).absolute()) if "/" in words[0] else words[0]
+    return (program, *words[1:])
+
+
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]
 else:
@@ -52,6 +67,7 @@ class Parsed(_Type):
 
 
 ADDRESS: Final = Parsed("host:port", _address)
+COMMAND: Final = Parsed("command", _command)
 DURATION: Final = Parsed("duration", parse_duration)
 RATE: Final = Parsed("rate", _rate)
 SIZE: Final = Parsed("size", _size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx.model import shown
-from tdx_cli.options import JSON, config_option, state_option
+from tdx_cli.options import JSON, complete_peer, config_option, state_option
 from tdx_cli.text import say
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("whois", short_help="Say who is at an address.")
-@click.argument("address", metavar="ADDR")
+@click.argument("address", metavar="ADDR", shell_complete=complete_peer)
 @JSON
 @config_option()
 @state_option("Where the trusted devices are kept.")

@@ -199,6 +199,9 @@ class Metrics:
         self.resumed_bytes = Counter(
             "tdx_resumed_bytes_total", "Bytes that were held already when an upload was continued."
         )
+        self.reused_bytes = Counter(
+            "tdx_reused_bytes_total", "Bytes of new files that were taken from the files they replace."
+        )
         self.retries = Counter(
             "tdx_retries_total", "Times a request was tried again after a failure.", ("reason",)
         )
@@ -221,6 +224,10 @@ class Metrics:
         self.add_stages(Stages())
         self.staging_bytes = Gauge("tdx_staging_bytes", "Bytes held for uploads that are not finished.")
         self.storage_free_bytes = Gauge("tdx_storage_free_bytes", "Bytes that may still be stored.")
+        self.disk_waiting = Gauge(
+            "tdx_disk_waiting_seconds", "How long the oldest call to a disk that does not answer has waited."
+        )
+        self.hooks = Counter("tdx_hooks_total", "Programs run for received files.", ("result",))
 
     def add_stages(self, spent: Stages) -> None:
         """Add a pump's seconds to ``tdx_stage_seconds_total``."""

@@ -27,6 +27,9 @@ reserve = 1_000_000
 log_level = "debug"
 discover = true
 announce = true
+on_receive = ["bin/arrived", "--quiet"]
+on_receive_timeout = 30
+on_receive_at_once = 2
 
 [limits]
 max_connections = 8
@@ -97,6 +100,9 @@ def test_a_file_may_say_everything(file: Path) -> None:
             discover=True,
         ),
         announce=True,
+        on_receive=(str(file.parent / "bin" / "arrived"), "--quiet"),
+        on_receive_timeout=30.0,
+        on_receive_at_once=2,
         rules=(
             Rule(
                 "backup servers",
@@ -129,6 +135,11 @@ def test_a_relative_path_is_relative_to_the_file(file: Path, monkeypatch: pytest
     found = load(Path(file.name))
     assert found.get("folder") == file.parent / "in" / "box"
     assert found.get("state") == file.parent / ".." / "state"
+
+
+def test_a_program_without_a_slash_is_looked_for_on_the_path(file: Path) -> None:
+    file.write_text('on_receive = ["arrived", "a/b"]\n')
+    assert load(file).get("on_receive") == ("arrived", "a/b")
 
 
 def test_a_tilde_is_the_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +178,17 @@ def test_a_tilde_is_the_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("log_level = 1", "log_level"),
         ("announce = 1", "announce"),
         ('discover = "yes"', "discover"),
+        ('on_receive = "arrived"', "on_receive"),
+        ("on_receive = []", "on_receive"),
+        ('on_receive = [""]', "on_receive"),
+        ("on_receive_timeout = 0", "on_receive_timeout"),
+        ("on_receive_timeout = inf", "on_receive_timeout"),
+        ("on_receive_timeout = true", "on_receive_timeout"),
+        ('on_receive_timeout = "60s"', "on_receive_timeout"),
+        ("on_receive_at_once = 0", "on_receive_at_once"),
+        ("on_receive_at_once = 65", "on_receive_at_once"),
+        ("on_receive_at_once = 1.5", "on_receive_at_once"),
+        ("on_receive_at_once = true", "on_receive_at_once"),
         ("limits = 1", "limits"),
         ("[limits]\nmany = 1", "limits.many"),
         ("[limits]\nmax_connections = 0", "limits.max_connections"),

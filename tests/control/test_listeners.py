@@ -132,3 +132,67 @@ def test_an_address_whose_mesh_went_is_not_listened_on_without_it() -> None:
         opened, gone = found.refresh()
         assert (opened, len(gone)) == ([], 1)  # and it is not opened for every way in instead
         gone[0].close()
+
+
+def passed(host: str, port: int = 0) -> socket.socket:
+    """A socket as whoever started the receiver opened it."""
+    listener = socket.create_server((host, port))
+    listener.setblocking(False)
+    return listener
+
+
+def test_sockets_that_were_passed_are_used_instead_of_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "listen", lambda *_: pytest.fail("opened one of its own"))
+    own = passed("127.0.0.1")
+    found = Listeners([("127.0.0.1", 1)], lambda: [MESH], [own])
+    assert found.open() == [own]
+    assert found.refresh() == ([], [])
+    assert interface_of_accepted(own) is None
+    found.close()
+    assert own.fileno() == -1
+
+
+def test_one_at_an_address_of_a_mesh_is_bound_to_its_interface_also_later() -> None:
+    places: list[Place] = []
+    own = passed(MESH.host)
+    found = Listeners([], lambda: places, [own])
+    found.open()
+    assert interface_of_accepted(own) is None  # the mesh is not up: nobody is vouched for
+    own.setblocking(False)
+    places.append(MESH)
+    found.refresh()
+    assert interface_of_accepted(own) == "lo"
+    found.refresh()
+    found.close()
+
+
+def test_who_waited_before_it_was_bound_is_sent_away_and_comes_again() -> None:
+    own = passed(MESH.host)
+    with socket.create_connection(own.getsockname()) as early:
+        found = Listeners([], lambda: [MESH], [own])
+        found.open()
+        assert early.recv(1) == b""
+    assert interface_of_accepted(own) == "lo"
+    found.close()
+
+
+def test_a_wildcard_is_bound_to_nothing() -> None:
+    own = passed("0.0.0.0")
+    found = Listeners([], lambda: [MESH], [own])
+    found.open()
+    with socket.create_connection((MESH.host, own.getsockname()[1])):
+        own.setblocking(True)
+        accepted, _ = own.accept()
+        with accepted:
+            assert link_of(accepted).interface is None
+            assert link_of(accepted).local.host == MESH.host
+    found.close()
+
+
+def test_an_interface_that_cannot_be_bound_to_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    own = passed(MESH.host)
+    found = Listeners([], lambda: [Place(MESH.host, "no-such-if")], [own])
+    found.open()
+    found.refresh()
+    assert [record.message for record in caplog.records] == ["cannot bind to no-such-if: No such device"]
+    found.close()

@@ -35,6 +35,8 @@ SERIES = {
     "tdx_stage_seconds_total": ("counter", {"stage"}),
     "tdx_staging_bytes": ("gauge", set[str]()),
     "tdx_storage_free_bytes": ("gauge", set[str]()),
+    "tdx_disk_waiting_seconds": ("gauge", set[str]()),
+    "tdx_hooks_total": ("counter", {"result"}),
 }
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -53,6 +55,7 @@ def metrics() -> Metrics:
     metrics.discarded_bytes.add(7, ("held",))
     metrics.retries.add(2, ("connection-lost",))
     metrics.refused.add(3, ("forbidden",))
+    metrics.hooks.add(1, ("ok",))
     metrics.transfer_duration.observe(1.5)
     metrics.transfer_throughput.observe(2e9)
     metrics.storage_free_bytes.follow(lambda: 123456789)

@@ -63,7 +63,7 @@ def _held_by_the_book(records: list[Record], length: int | None) -> RangeSet:
     for number, record in enumerate(records):
         if record.kind is Kind.SESSION:
             new = Session(record.digest, record.a, record.b)
-            if session is not None and not (session == new and new.mount):
+            if session is not None and not (session == new and new.mount and any(new.boot)):
                 for extent in extents.values():
                     extent.recent.clear()
             session = new

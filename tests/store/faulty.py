@@ -106,7 +106,7 @@ class FaultySystem(System):
 class HalfWriting(FaultySystem):
     """Every write and read is short, and interrupted every other time."""
 
-    def __init__(self, boot: bytes = bytes(16)) -> None:
+    def __init__(self, boot: bytes = bytes(range(16))) -> None:
         super().__init__(boot)
         self._interrupt = False
 

@@ -23,6 +23,7 @@ HERE = Session(b"h" * 16, 1, 1)
 OTHER_BOOT = Session(b"o" * 16, 1, 1)
 OTHER_MOUNT = Session(b"h" * 16, 1, 2)
 UNKNOWN_MOUNT = Session(b"h" * 16, 1, 0)
+UNKNOWN_BOOT = Session(bytes(16), 1, 1)
 
 
 def fresh() -> State:
@@ -221,8 +222,9 @@ def test_another_boot_filesystem_or_mount_trusts_only_what_is_marked(session: Se
     assert set(state_of([*journal, Record.session(HERE)]).whole()) == {0, 1, 2}
 
 
-def test_a_mount_that_cannot_be_told_is_never_the_same() -> None:
-    state = state_of([Record.session(UNKNOWN_MOUNT), Record.piece(piece(0)), Record.session(UNKNOWN_MOUNT)])
+@pytest.mark.parametrize("unknown", [UNKNOWN_MOUNT, UNKNOWN_BOOT])
+def test_a_mount_or_a_boot_that_cannot_be_told_is_never_the_same(unknown: Session) -> None:
+    state = state_of([Record.session(unknown), Record.piece(piece(0)), Record.session(unknown)])
     assert not state.held
 
 

@@ -22,7 +22,7 @@ class LocalHarness:
         self.kind = system
         self.folder = folder / "inbox"
         self.state = folder / "state"
-        self.boots = 0
+        self.boots = 1
         self.start()
 
     def start(self) -> None:

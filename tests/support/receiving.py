@@ -90,6 +90,7 @@ class RunningReceiver:
         self.receiver = assemble(config, store, self.pump)
         if self.providers is not None:
             self.receiver.identities = Identities(self.providers)
+        self.prepare()
         server = Server(self.receiver)
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
@@ -100,6 +101,9 @@ class RunningReceiver:
             await server.stop()
             self.receiver.workers.close()
             store.close()
+
+    def prepare(self) -> None:
+        """What is to be done to the receiver before it starts."""
 
     def stop(self) -> None:
         if self._thread is None:

@@ -11,6 +11,9 @@ A receiver's file looks like this; every key is optional, ``dir`` may come from 
     reserve = 1_000_000_000
     log_level = "info"
     announce = false                             # tell paired devices on the local network
+    on_receive = ["/usr/local/bin/arrived"]      # run for each file that was published
+    on_receive_timeout = 60
+    on_receive_at_once = 4
 
     [limits]
     max_connections = 512

@@ -21,6 +21,9 @@ from tdx.policy.admission import Limits
 from tdx.policy.rules import Rule
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
+MOST_AT_ONCE: Final = 64
+"""Programs for received files; each has a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class ServeConfig:
     ``scheme://host[:port]``). ``reserve`` is how many bytes of the filesystem stay free.
     ``rules`` say who may push besides the receiver's own user, in the order in which they are
     looked at. ``announce``: paired devices on the local network are told of this receiver.
+    ``on_receive`` is a program with its arguments, to be run for each file that was published, at
+    most ``on_receive_at_once`` at a time and for ``on_receive_timeout`` seconds each.
     """
 
     folder: Path
@@ -44,9 +49,13 @@ class ServeConfig:
     reserve: int = RESERVE
     limits: Limits = Limits()  # noqa: RUF009  frozen
     log_level: str = "info"
+    log_format: str = "text"
     identity: IdentitySettings = IdentitySettings()  # noqa: RUF009  frozen
     rules: tuple[Rule, ...] = ()
     announce: bool = False
+    on_receive: tuple[str, ...] = ()
+    on_receive_timeout: float = 60.0
+    on_receive_at_once: int = 4
 
 
 class Partial(TypedDict, total=False):
@@ -65,9 +74,13 @@ class Partial(TypedDict, total=False):
     reserve: int | None
     limits: dict[str, float | None]
     log_level: str | None
+    log_format: str | None
     identity: IdentitySettings
     rules: tuple[Rule, ...]
     announce: bool | None
+    on_receive: tuple[str, ...]
+    on_receive_timeout: float | None
+    on_receive_at_once: int | None
 
 
 def _limit_types() -> dict[str, tuple[type, ...]]:
@@ -103,6 +116,23 @@ def _limit(table: Table, key: str) -> float:
     return float(cast("float", value)) if fractional else cast("int", value)
 
 
+def _program(table: Table) -> Partial:
+    """What is to be run for each file. A program with a slash is relative to the file's folder."""
+    found: Partial = {}
+    if "on_receive" in table:
+        command = table.texts("on_receive")
+        if not command:
+            raise table.wrong("on_receive", "must name a program; leave it out for none")
+        if "/" in command[0]:
+            command[0] = str(table.path.absolute().parent / Path(command[0]).expanduser())
+        found["on_receive"] = tuple(command)
+    if "on_receive_timeout" in table:
+        found["on_receive_timeout"] = table.seconds("on_receive_timeout")
+    if "on_receive_at_once" in table:
+        found["on_receive_at_once"] = table.count("on_receive_at_once", MOST_AT_ONCE)
+    return found
+
+
 def load(path: Path) -> Partial:
     """What the TOML file at ``path`` says, checked; ConfigError where it cannot be used."""
     table = read(path)
@@ -125,6 +155,8 @@ def load(path: Path) -> Partial:
         found["reserve"] = table.bytes_count("reserve")
     if "log_level" in table:
         found["log_level"] = table.choice("log_level", LOG_LEVELS)
+    if "log_format" in table:
+        found["log_format"] = table.choice("log_format", LOG_FORMATS)
     if "limits" in table:
         found["limits"] = _limits(table.table("limits"))
     if "announce" in table:
@@ -133,6 +165,7 @@ def load(path: Path) -> Partial:
         found["identity"] = identity_of(table)
     if "rule" in table:
         found["rules"] = rules_of(table)
+    found.update(_program(table))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,8 +23,12 @@ KEYS: Final = (
     "allowed_origins",
     "reserve",
     "log_level",
+    "log_format",
     "announce",
     "discover",
+    "on_receive",
+    "on_receive_timeout",
+    "on_receive_at_once",
     "limits",
     "tailscale",
     "wireguard",
@@ -108,6 +113,18 @@ class Table:
         value = self.values[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self.wrong(key, f"must be a number of bytes, not {value!r}")
+        return value
+
+    def seconds(self, key: str) -> float:
+        value = self.values[key]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.wrong(key, f"must be a number of seconds above 0, not {value!r}")
+        return float(value)
+
+    def count(self, key: str, most: int) -> int:
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self.wrong(key, f"must be a whole number from 1 to {most}, not {value!r}")
         return value
 
     def size(self, key: str) -> int:

@@ -41,10 +41,14 @@ def endpoint_of(address: tuple[object, ...]) -> Endpoint:
     return Endpoint(host.partition("%")[0], port)
 
 
+def bound_to(sock: socket.socket) -> str:
+    """The network interface that ``sock`` is bound to; empty where it is bound to none."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).rstrip(b"\0").decode()
+
+
 def link_of(sock: socket.socket) -> Link:
     """Both ends of a connected socket, and the interface that it is bound to."""
-    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).rstrip(b"\0").decode()
-    return Link(endpoint_of(sock.getsockname()), endpoint_of(sock.getpeername()), device or None)
+    return Link(endpoint_of(sock.getsockname()), endpoint_of(sock.getpeername()), bound_to(sock) or None)
 
 
 class Connection:
@@ -99,6 +103,15 @@ class Connection:
         head = bytes(self._buffer[:end])
         del self._buffer[:end]
         return head
+
+    async def begins(self, with_: bytes, timeout: float) -> bool:
+        """Whether what comes next begins with these bytes, as far as it goes; not a byte more is waited for
+        than tells. Raises Stalled, ConnectionLost."""
+        deadline = self._loop.time() + timeout
+        while len(self._buffer) < len(with_) and with_.startswith(self._buffer):
+            if not await self._fill(deadline - self._loop.time()):
+                break
+        return with_.startswith(self._buffer[: len(with_)])
 
     async def read_body(self, framing: Framing, limit: int, timeout: float) -> bytes:
         """A whole small body; TooLarge beyond ``limit`` bytes, Stalled after ``timeout`` seconds."""

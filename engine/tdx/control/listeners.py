@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdx.config import DEFAULT_PORT, Address
+from tdx.control.connection import bound_to
 from tdx.errors import ConfigError
 from tdx.identity.port import Place
 from tdx.identity.rows import pack
@@ -18,6 +19,9 @@ from tdx.identity.rows import pack
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 512
+WAITING_AT_MOST: Final = 4096
+"""Connections that may wait at a socket that was passed, however long its queue was made."""
+
 LOOPBACK: Final = "127.0.0.1"
 
 
@@ -52,6 +56,19 @@ def listen(host: str, port: int, interface: str | None = None) -> list[socket.so
     return bound
 
 
+def _tie(listener: socket.socket, interface: str) -> None:
+    """From now on take only what comes in by ``interface``. Connections that wait already may have come by
+    another way: they are ended, and whoever made them comes again."""
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+        for _ in range(WAITING_AT_MOST):
+            listener.accept()[0].close()
+    except BlockingIOError:
+        return
+    except OSError as error:
+        log.warning("cannot bind to %s: %s", interface, error.strerror)
+
+
 @dataclass(frozen=True, slots=True)
 class _Spot:
     """An address to listen on. ``index`` is the number that the interface has now: an interface
@@ -65,21 +82,35 @@ class _Spot:
 
 class Listeners:
     """Listens on the ``asked`` addresses; where none are, on loopback and on every address that
-    this machine has on a mesh, also on those that come later (:meth:`refresh`).
+    this machine has on a mesh, also on those that come later (:meth:`refresh`). Where sockets were
+    ``inherited``, on these instead.
 
     An address of a mesh is bound to its interface. This machine's own processes reach it
     nevertheless: the kernel counts their packets as coming in where the address is.
     """
 
-    def __init__(self, asked: Sequence[Address], places: Callable[[], Sequence[Place]]) -> None:
+    def __init__(
+        self,
+        asked: Sequence[Address],
+        places: Callable[[], Sequence[Place]],
+        inherited: Sequence[socket.socket] = (),
+    ) -> None:
         self._asked = asked
         self._places = places
+        self._inherited = inherited
+        self._tied: set[socket.socket] = set()
+        """Those inherited that need not, or cannot, be bound to an interface once more."""
         self._open: dict[_Spot, list[socket.socket]] = {}
         self._ports: dict[str, int] = {}
         """What an address of a mesh was given where any port was asked for: the same when it comes back."""
 
     def open(self) -> list[socket.socket]:
         """Open what is there now. Blocks briefly. ConfigError where an address cannot be used."""
+        if self._inherited:
+            if self._asked:
+                log.info("listening on the sockets that were passed, not on the addresses configured")
+            self._tie_inherited()
+            return list(self._inherited)
         try:
             return [listener for spot in self._wanted() for listener in self._listen(spot)]
         except ConfigError:
@@ -89,6 +120,9 @@ class Listeners:
     def refresh(self) -> tuple[list[socket.socket], list[socket.socket]]:
         """Follow the meshes: what was opened now, and what is of no use any more (and still to be
         closed). Blocks briefly."""
+        if self._inherited:
+            self._tie_inherited()
+            return [], []
         wanted = [spot for spot in self._wanted() if spot.interface is not None]
         stale = [spot for spot in self._open if spot.interface is not None and spot not in wanted]
         gone = [listener for spot in stale for listener in self._open.pop(spot)]
@@ -102,10 +136,20 @@ class Listeners:
         return opened, gone
 
     def close(self) -> None:
-        for listeners in self._open.values():
+        for listeners in (*self._open.values(), self._inherited):
             for listener in listeners:
                 listener.close()
         self._open.clear()
+
+    def _tie_inherited(self) -> None:
+        """Bind those that are at an address of a mesh to its interface, unless whoever opened them has."""
+        places = {pack(place.host): place.interface for place in self._places()}
+        for listener in self._inherited:
+            interface = places.get(pack(listener.getsockname()[0]))
+            if interface is not None and listener not in self._tied:
+                self._tied.add(listener)
+                if not bound_to(listener):
+                    _tie(listener, interface)
 
     def _listen(self, spot: _Spot) -> list[socket.socket]:
         if spot.interface is None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tdx.config import ServeConfig
+from tdx.control.on_receive import Programs
 from tdx.control.replays import Replays
 from tdx.control.sessions import Sessions
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
 from tdx.metrics import Metrics
+from tdx.model import Identity, Outcome, Receipt
 from tdx.policy.admission import Admission, Limits
 from tdx.policy.rules import Policy
 from tdx.store.port import Partial, Store
@@ -33,6 +36,16 @@ class Receiver:
     replays: Replays = field(default_factory=Replays)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
+    programs: Programs | None = None
+    """What is run for each file that was published."""
+
+    def published(self, receipts: Iterable[Receipt], identity: Identity | None) -> None:
+        """Files have ended well just now, sent by ``identity`` (None: nobody remembers who it was). What was
+        there already is no news."""
+        if self.programs is not None:
+            for receipt in receipts:
+                if receipt.outcome is Outcome.PUBLISHED:
+                    self.programs.tell(receipt, identity)
 
     def expire(self) -> list[Partial]:
         """Remove abandoned uploads; what was removed. Blocks."""

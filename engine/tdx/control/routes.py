@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from tdx.control import bundles, files, resumable, uploads
+from tdx.control import base, bundles, files, resumable, uploads
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.errors import MethodNotAllowed, NotFound
@@ -57,7 +57,13 @@ _UPLOADS: Final = {
     "PUT": uploads.put_range,
     "DELETE": uploads.cancel,
 }
-_COMMITS: Final = {"POST": uploads.commit}
+_STEPS: Final = {
+    "commit": {"POST": uploads.commit},
+    "base": {"POST": base.take},
+    "blocks": {"POST": base.blocks},
+    "patch": {"POST": base.patch},
+}
+"""What is below an upload."""
 _ANY: Final = {*_HELLO, *_BUNDLES, *_FILES, *_UPLOADS}
 
 
@@ -70,7 +76,8 @@ def label_of(target: str) -> str:
     if target.startswith("/files/"):
         return "files"
     if target.startswith("/uploads/"):
-        return "commit" if target.endswith("/commit") else "upload"
+        step = target.rpartition("/")[2]
+        return step if step in _STEPS else "upload"
     return "none"
 
 
@@ -90,8 +97,8 @@ def route(method: str, target: str) -> Handler:
         upload = UploadId(given)
         if _UPLOAD_ID.fullmatch(given) and not slash:
             return _choose(method, _bound(_UPLOADS, upload), creates=True)
-        if _UPLOAD_ID.fullmatch(given) and rest == "commit":
-            return _choose(method, _bound(_COMMITS, upload))
+        if _UPLOAD_ID.fullmatch(given) and rest in _STEPS:
+            return _choose(method, _bound(_STEPS[rest], upload))
     raise NotFound(f"nothing is at {target}")
 
 

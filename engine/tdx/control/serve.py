@@ -8,16 +8,19 @@ import logging
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tdx.config import ServeConfig
 from tdx.control.discovery import announce
 from tdx.control.loop import loop_factory
+from tdx.control.on_receive import Programs
 from tdx.control.receiver import Receiver
 from tdx.control.server import Server
 from tdx.control.sessions import Sessions
 from tdx.control.signals import StopSignals
+from tdx.control.watchdog import Watchdog
 from tdx.control.workers import Workers
 from tdx.errors import ConfigError
 from tdx.export.prometheus import serve_metrics
@@ -63,25 +66,39 @@ def _raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _nothing(*_: object) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What a receiver tells, and asks, whoever runs it.
 
     ``ready`` is told the addresses once they are open, then that of the metrics if there
     are any; ``stopping`` when no more are taken. ``configure`` reads the configuration
-    again (ConfigError where it cannot be used).
+    again (ConfigError where it cannot be used), between ``reloading`` and ``reloaded``. ``status`` is told
+    in a line what is going on; ``alive`` is called while that is so, at least every ``patience`` seconds
+    (:mod:`tdx.control.watchdog`).
     """
 
     ready: Callable[[Sequence[Endpoint], Endpoint | None], None]
     stopping: Callable[[], None]
     configure: Callable[[], ServeConfig]
+    reloading: Callable[[], None] = _nothing
+    reloaded: Callable[[], None] = _nothing
+    alive: Callable[[], None] = _nothing
+    status: Callable[[str], None] = _nothing
+    patience: float | None = None
 
 
-async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:
+async def serve(
+    config: ServeConfig, hooks: Hooks, pump: str | None = None, inherited: Sequence[socket.socket] = ()
+) -> None:
     """Serve until SIGTERM or SIGINT, the second of which ends the process at once. SIGHUP reads
     the rules and the identity providers' settings again; what runs goes on as far as they allow.
+    ``inherited`` are listening sockets to use instead of opening any.
 
-    ConfigError where the folder or an address cannot be used.
+    ConfigError where the folder, an address or a program cannot be used.
     """
     stop, signals = asyncio.Event(), StopSignals()
     loop = asyncio.get_running_loop()
@@ -97,11 +114,14 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
     _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
-    scraped = announcing = again = None
-    server = Server(receiver)
-    configuring = Configuring(receiver, hooks.configure)
+    scraped = announcing = again = watching = None
+    server = Server(receiver, inherited)
+    configuring = Configuring(receiver, hooks)
+    watchdog = Watchdog(receiver, hooks.alive, hooks.status, hooks.patience)
     loop.add_signal_handler(signal.SIGHUP, configuring.ask)
     try:
+        if config.on_receive:
+            receiver.programs = Programs(config, receiver.metrics, os.environ)
         if config.metrics is not None:
             scraped = serve_metrics(receiver.metrics, *config.metrics)
         addresses = await server.start()
@@ -109,6 +129,7 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
         if config.announce:
             announcing = asyncio.create_task(announce(receiver, addresses))
         again = asyncio.create_task(configuring.run())
+        watching = asyncio.create_task(watchdog.run())
         waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.folder_gone)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -118,11 +139,13 @@ async def serve(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> N
             raise ConfigError(f"{config.folder} has been removed; make it again and restart the receiver")
         log.info("stopping: what is on its way can be resumed")
     finally:
-        for task in (announcing, again):
+        for task in (announcing, again, watching):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
         await server.stop()
+        if receiver.programs is not None:
+            await receiver.workers.at_length(receiver.programs.close)
         if scraped is not None:
             scraped.close()
         receiver.workers.close()
@@ -133,9 +156,9 @@ class Configuring:
     """Reads the configuration again whenever it is asked to, one time after the other, and beside the
     loop: a file may be on a disk that hangs."""
 
-    def __init__(self, receiver: Receiver, configure: Callable[[], ServeConfig]) -> None:
+    def __init__(self, receiver: Receiver, hooks: Hooks) -> None:
         self._receiver = receiver
-        self._configure = configure
+        self._hooks = hooks
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
@@ -146,6 +169,7 @@ class Configuring:
         while True:
             await self._asked.wait()
             self._asked.clear()
+            self._hooks.reloading()
             try:
                 await self._receiver.workers.at_length(self._read)
             except ConfigError as error:
@@ -154,14 +178,18 @@ class Configuring:
                 log.exception("the configuration stays as it was")
             else:
                 log.info("rules and identity providers are as configured now")
+            finally:
+                self._hooks.reloaded()
 
     def _read(self) -> None:
-        config = self._configure()
+        config = self._hooks.configure()
         identities = identities_of(config.identity, os.getuid())
         self._receiver.identities, self._receiver.policy = identities, Policy(config.rules)
 
 
-def run(config: ServeConfig, hooks: Hooks, pump: str | None = None) -> None:
+def run(
+    config: ServeConfig, hooks: Hooks, pump: str | None = None, inherited: Sequence[socket.socket] = ()
+) -> None:
     """:func:`serve` on a loop of its own."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(config, hooks, pump))
+        runner.run(serve(config, hooks, pump, inherited))

@@ -6,11 +6,16 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from tdx.control.turns import TaskTurns, ThreadTurns
 from tdx.errors import Busy
 from tdx.model import Owner
+
+BODY: Final = "tdx-body"
+DISK: Final = "tdx-disk"
+LONG: Final = "tdx-long"
+"""What the names of the threads begin with."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,9 +76,9 @@ class Workers:
     def __init__(self, bodies: int, disk: int = 8, long: int = 8, asking: int = 8) -> None:
         self.turns = ThreadTurns(max(2, os.cpu_count() or 1))
         self._long_turns = TaskTurns(long, apiece=max(1, long * 3 // 4))
-        self.bodies = ThreadPoolExecutor(bodies, thread_name_prefix="tdx-body")
-        self._disk = ThreadPoolExecutor(disk, thread_name_prefix="tdx-disk")
-        self._long = ThreadPoolExecutor(long, thread_name_prefix="tdx-long")
+        self.bodies = ThreadPoolExecutor(bodies, thread_name_prefix=BODY)
+        self._disk = ThreadPoolExecutor(disk, thread_name_prefix=DISK)
+        self._long = ThreadPoolExecutor(long, thread_name_prefix=LONG)
         self._asking = ThreadPoolExecutor(asking, thread_name_prefix="tdx-ask")
 
     async def on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -96,6 +101,10 @@ class Workers:
     async def until(self, wake: Callable[[], None], work: Callable[[], T]) -> T:
         """As :meth:`at_length`, for work that ``wake`` makes end early."""
         return await run_joined(self._long, work, wake)
+
+    def pulse(self) -> Future[None]:
+        """Done as soon as a thread for the disk's small work is free. Busy where none can be started."""
+        return _submitted(self._disk, _just_wait)
 
     def close(self) -> None:
         for pool in (self.bodies, self._disk, self._long, self._asking):

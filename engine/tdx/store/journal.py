@@ -74,7 +74,8 @@ class Record(NamedTuple):
 class Session:
     """Where the page cache that holds unsynced bytes lives: boot, filesystem and mount.
 
-    ``mount`` is 0 where it cannot be told; such a session is never the same as another.
+    ``mount`` is 0 where it cannot be told, ``boot`` all zeros (a sandbox may hide it); such a session is
+    never the same as another.
     """
 
     boot: bytes
@@ -82,7 +83,7 @@ class Session:
     mount: int
 
     def same(self, other: Session) -> bool:
-        return self == other and self.mount != 0
+        return self == other and self.mount != 0 and any(self.boot)
 
 
 class Entry(NamedTuple):

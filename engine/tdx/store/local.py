@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy, disk_failure
 from tdx.model import RESERVE, Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.store.base import LocalBase
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import UNFINISHED_AGE, Bundles
 from tdx.store.datafile import DataFile, Disk
@@ -252,6 +253,9 @@ class LocalStore:
         except (OSError, StorageError) as error:
             log.warning("%r cannot be compared with what is being sent: %s", name, error)
             return None
+
+    def open_base(self, name: FileName) -> LocalBase | None:
+        return LocalBase.open(self._system, self._tree, name)
 
     def make_durable(self, path: str) -> int:
         return self._names.make_durable(path)

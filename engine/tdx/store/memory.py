@@ -15,7 +15,7 @@ from tdx.integrity import digest_of
 from tdx.model import Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.store.journal import Record, Session, State
 from tdx.store.memory_bundle import MemoryBundle
-from tdx.store.memory_disk import MemoryDisk, Staged
+from tdx.store.memory_disk import MemoryBase, MemoryDisk, Staged
 from tdx.store.memory_upload import MemoryUpload
 from tdx.store.port import Existing, Partial
 from tdx.store.rules import check_name, check_space, created, is_idle, matching
@@ -117,6 +117,12 @@ class MemoryStore:
         if found is None:
             return None
         return [digest_of(found[at : at + extent_size]) for at in range(0, len(found), extent_size)]
+
+    def open_base(self, name: FileName) -> MemoryBase | None:
+        with self.disk.lock:
+            self.disk.check_path(name)
+            found = self.disk.files.get(name)
+        return MemoryBase(found) if found else None
 
     def make_durable(self, path: str) -> int:
         return self.disk.make_durable(path)

@@ -27,6 +27,25 @@ class Staged:
         return max(0, needed - len(self.data)) if self.claimed else 0
 
 
+class MemoryBase:
+    """See :class:`tdx.store.port.Base`."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @property
+    def size(self) -> int:
+        return len(self._content)
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        found = self._content[offset : offset + len(view)]
+        view[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
 class MemoryDisk:
     """``files`` is what is published, by path; ``capacity`` the bytes that may be stored, published and
     staged together; ``syncs_fail`` whether making anything durable fails, as on a dying disk.

@@ -51,6 +51,22 @@ class Piece:
     digest: bytes
 
 
+class Base(Protocol):
+    """The published file that an upload is to replace, open: what it may be made from. It may change at any
+    time. Closed by whoever opened it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as it was opened."""
+        ...
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Fill ``view`` from ``offset``; the bytes read, fewer where it ends or cannot be read."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Upload(Protocol):
     """One claimed upload. Methods may be called from several threads at once.
 
@@ -116,6 +132,13 @@ class Upload(Protocol):
         """Write all of ``data`` at ``offset``. Short writes are continued; ENOSPC and
         EDQUOT raise :class:`tdx.errors.NoSpace`, other failures
         :class:`tdx.errors.StorageError`. Spreads writeback along the transfer."""
+        ...
+
+    def take(self, base: Base, span: Span, go_on: Callable[[], None]) -> None:
+        """Put the bytes ``span`` of ``base``, which this store opened, at the same place, as far as it goes
+        and can be read; holes are not filled. Nothing is held by that: what is there now must be read
+        before it is recorded. Errors as :meth:`write_at`, and what ``go_on()`` raises, which is asked now
+        and then."""
         ...
 
     def read_at(self, view: memoryview, offset: int) -> int:
@@ -268,6 +291,11 @@ class Store(Protocol):
     def existing_digests(self, name: FileName, extent_size: int) -> list[bytes] | None:
         """Read and hash the published file of this name; its extent digests in order. None
         where there is none, or it cannot be read: it is not known to be identical to anything."""
+        ...
+
+    def open_base(self, name: FileName) -> Base | None:
+        """The published file of this name, for :meth:`Upload.take`. None where there is none, where it is
+        empty, or where this store cannot do that. BadName as for :meth:`existing`; StorageError."""
         ...
 
     def make_durable(self, path: str) -> int:

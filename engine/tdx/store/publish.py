@@ -17,7 +17,7 @@ from tdx.errors import NotFound, disk_failure
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.store.final_names import FinalNames
 from tdx.store.folders import DATA, Folder
-from tdx.store.paths import Tree
+from tdx.store.paths import WALKS, Tree
 from tdx.store.receipts import Receipts
 from tdx.store.syscalls import System
 
@@ -82,14 +82,24 @@ class Destination:
     ) -> Receipt | None:
         """Give the durable data its final name, durably; None where the mode is ``skip`` and
         the name is taken. Nothing has changed when this raises, except for DirectoryNotDurable."""
-        try:
-            with self._tree.parent(spec.name, make=True) as (fd, leaf):
-                receipt = self._rename(folder, spec, fd, leaf, size=size, root=root, verified=verified)
-                if receipt is not None:
-                    self._names.sync_directory(fd, receipt.path)
-                return receipt
-        except OSError as error:
-            raise disk_failure(f"{spec.name}: cannot be published", error) from error
+        walks = WALKS
+        while True:
+            walks -= 1
+            try:
+                with self._tree.parent(spec.name, make=True) as (fd, leaf):
+                    try:
+                        receipt = self._rename(
+                            folder, spec, fd, leaf, size=size, root=root, verified=verified
+                        )
+                    except FileNotFoundError:
+                        if walks and self._tree.is_removed(fd):
+                            continue  # somebody tidies up: it is made again
+                        raise
+                    if receipt is not None:
+                        self._names.sync_directory(fd, receipt.path)
+                    return receipt
+            except OSError as error:
+                raise disk_failure(f"{spec.name}: cannot be published", error) from error
 
     def _rename(
         self, folder: Folder, spec: UploadSpec, fd: int, leaf: str, *, size: int, root: str, verified: bool

@@ -23,7 +23,7 @@ from tdx.integrity import MIN_EXTENT, Root
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
 from tdx.store.final_names import FinalNames
-from tdx.store.paths import Tree, Unsynced
+from tdx.store.paths import WALKS, Tree, Unsynced
 from tdx.store.port import Admit, BundledFile
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
@@ -90,6 +90,7 @@ class Publication:
         self._unsure: list[Staged] = []
         """In place, in directories that are yet to be synced."""
         self._placed = False
+        self._walks = WALKS
         self._admit: Admit = _anything
         self.unfinished = False
         """The folder must stay, for the intents in it have yet to be finished."""
@@ -318,13 +319,18 @@ class Publication:
         placed: list[Staged] = []
         try:
             with self._tree.parent(files[0].path) as (fd, _):
-                for each in files:
+                for index, each in enumerate(files):
                     target, name = each.path[len(above) :], each.file.name
                     try:
                         self._names.move(self._folder.fd, each.number, fd, target, name, self._conflict)
                         placed.append(each)
                     except (FileExistsError, IsADirectoryError):
                         left.append(each)
+                    except FileNotFoundError as error:
+                        if self._tree.is_removed(fd):
+                            left += self._again(files[index:], error)
+                            break
+                        self._refuse(each, error)
                     except (TdxError, OSError) as error:
                         if listed and isinstance(error, OSError) and error.errno in _UNHEARD_OF:
                             left.append(each)
@@ -337,10 +343,20 @@ class Publication:
                     self._sync_directory(fd, placed)
                 else:
                     self._unsure += placed
+        except FileNotFoundError as error:
+            return self._again(files, error)
         except (TdxError, OSError) as error:
             self._refuse_all(files, error)
             return []
         return left
+
+    def _again(self, files: Sequence[Staged], error: OSError) -> list[Staged]:
+        """Files for a directory that somebody has removed since it was made: for another round."""
+        self._walks -= 1
+        if self._walks:
+            return list(files)
+        self._refuse_all(files, error)
+        return []
 
     def _sync_directory(self, fd: int, placed: Sequence[Staged]) -> None:
         try:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from typing import TypeVar
 
 from tdx.errors import TdxError
 from tdx.store.paths import Tree
-from tdx.store.receipts import PublishedFile
+from tdx.store.receipts import ArrivedFile, PublishedFile
+
+File = TypeVar("File", PublishedFile, ArrivedFile)
 
 
-def still_there(
-    tree: Tree, published: Iterable[PublishedFile]
-) -> tuple[list[PublishedFile], list[PublishedFile]]:
+def still_there(tree: Tree, published: Iterable[File]) -> tuple[list[File], list[File]]:
     """Those that still are a file of that size, and those that are not. What cannot be looked at
     counts as there."""
-    there: list[PublishedFile] = []
-    gone: list[PublishedFile] = []
+    there: list[File] = []
+    gone: list[File] = []
     for each in published:
         try:
             found = tree.look(each.path)

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 MOST_PATHS: Final = 8
 """Earlier copies of one name that are compared with what is being pushed again."""
 
+DATABASE: Final = "receipts.sqlite3"
+"""The file in the state directory."""
+
 _PATIENCE: Final = 30.0
 """Seconds to wait for another process's write."""
 
@@ -87,6 +90,12 @@ _BY_KEY: Final = (
     "ORDER BY published_at DESC LIMIT 1"
 )
 
+_ARRIVED: Final = """
+SELECT files.path, files.size, files.upload, files.owner,
+       receipts.root, receipts.verified, receipts.published_at
+FROM files LEFT JOIN receipts ON receipts.store = files.store AND receipts.upload = files.upload
+WHERE files.store = ?"""
+
 _PATHS: Final = """
 SELECT path FROM receipts INDEXED BY receipts_by_name
 WHERE store = ? AND owner = ? AND name = ? AND size = ?
@@ -101,13 +110,29 @@ class PublishedFile(NamedTuple):
     upload: UploadId
 
 
+class ArrivedFile(NamedTuple):
+    """A published file with what its receipt says of it; None, once that has expired."""
+
+    path: FileName
+    size: int
+    upload: UploadId
+    owner: Owner
+    root: str | None
+    verified: bool | None
+    published_at: float | None
+
+    @property
+    def file(self) -> PublishedFile:
+        return PublishedFile(self.path, self.size, self.upload)
+
+
 class Receipts:
     """The receipts of one store folder."""
 
     def __init__(self, state: Path, store: str) -> None:
         """``store`` is the folder's id. ConfigError where the state directory cannot be used."""
         self._store = store
-        self._path = state / "receipts.sqlite3"
+        self._path = state / DATABASE
         self._lock = threading.Lock()
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -169,6 +194,38 @@ class Receipts:
                 PublishedFile(FileName(path), int(size), UploadId(upload))
                 for path, size, upload in cursor.fetchall()
             ]
+
+    def arrived(self) -> list[ArrivedFile]:
+        """As :meth:`files` of all owners, with what the receipts know."""
+        with self._cursor() as cursor:
+            cursor.execute(_ARRIVED, (self._store,))
+            return [
+                ArrivedFile(
+                    FileName(path),
+                    int(size),
+                    UploadId(upload),
+                    Owner(owner),
+                    root,
+                    None if verified is None else bool(verified),
+                    published_at,
+                )
+                for path, size, upload, owner, root, verified, published_at in cursor.fetchall()
+            ]
+
+    def is_file(self, file: PublishedFile) -> bool:
+        """Whether it is still among :meth:`files`."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM files WHERE store = ? AND path = ? AND upload = ?",
+                (self._store, file.path, file.upload),
+            )
+            return cursor.fetchone() is not None
+
+    def version(self) -> int:
+        """Another number whenever another connection has changed the database since it was last asked."""
+        with self._cursor() as cursor:
+            cursor.execute("PRAGMA data_version")
+            return int(cursor.fetchone()[0])
 
     def forget_files(self, gone: Sequence[PublishedFile]) -> None:
         """Drop these of :meth:`files`, unless their paths were published anew meanwhile."""

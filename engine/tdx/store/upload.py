@@ -16,15 +16,16 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
 from tdx.errors import NotFound, ProtocolError, StorageError, TdxError, disk_failure
-from tdx.model import Outcome, Receipt, UploadId, UploadSpec
+from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
+from tdx.store.base import LocalBase, copy_from
 from tdx.store.datafile import DataFile
 from tdx.store.final_names import DirectoryNotDurable
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
 from tdx.store.journal import Record
 from tdx.store.ledger import Ledger
-from tdx.store.port import Piece
+from tdx.store.port import Base, Piece
 from tdx.store.publish import Destination
 from tdx.store.reading import new_buffer
 from tdx.store.rules import complete_length, lengthened, needed_bytes, refreshed
@@ -143,6 +144,12 @@ class LocalUpload:
         # Room for a known length was promised when the upload began.
         if self._spec.length is None:
             self._data.check_room(size)
+
+    def take(self, base: Base, span: Span, go_on: Callable[[], None]) -> None:
+        if not isinstance(base, LocalBase):
+            raise TypeError("a local upload is made from a file on the local disk")
+        with self._gate.inside():
+            copy_from(base, self._system, self._folder.data, span, self._spec.name, go_on)
 
     def read_at(self, view: memoryview, offset: int) -> int:
         with self._gate.inside():
