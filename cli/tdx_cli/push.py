@@ -69,7 +69,7 @@ class _InOrder(click.Command):
     help="What to do where the name is taken.",
 )
 @click.option(
-    "-W", "--whole", is_flag=True, help="Send all of a file that overwrites another, not what has changed."
+    "--whole", is_flag=True, help="Send all of a file that overwrites another, not what has changed."
 )
 @click.option(
     "--streams", type=click.IntRange(1, 64), help="Parallel connections.  [default: found by measuring]"

@@ -273,7 +273,7 @@ class TextReport(Report):
             line += f", {size_of(ending.resumed_bytes)} resumed"
         if ending.reused_bytes:
             taken = size_of(ending.reused_bytes)
-            line += f"; {size_of(ending.sent_bytes)} sent, {taken} taken from the earlier version"
+            line += f", {size_of(ending.sent_bytes)} sent, {taken} taken from the earlier version"
         return line
 
     def flush(self) -> None:

@@ -143,3 +143,10 @@ class Root:
 
     def __str__(self) -> str:
         return f"{ALGORITHM}:{self.extent_size}:{self.value.hex()}"
+
+
+def root_of_small(digest: bytes, length: int) -> str:
+    """The written root of a file of at most :data:`MIN_EXTENT` bytes, of which this is the digest: what
+    ``str(Root.over(...))`` gives, in a quarter of the time."""
+    value = xxhash.xxh3_128_hexdigest((digest if length else b"") + length.to_bytes(8, "big"))
+    return f"{ALGORITHM}:{MIN_EXTENT}:{value}"

@@ -14,7 +14,6 @@ import pytest
 from support.commands import COMMAND, PATIENCE, Tdx
 from support.devices import trust
 from support.spaces import needs
-from tdx.identity.trust import TrustStore
 from tdx_cli.app import COMMANDS
 from tdx_cli.known import known_names
 
@@ -121,7 +120,6 @@ def test_what_cannot_be_read_knows_nobody(tmp_path: Path) -> None:
     (tmp_path / "trust.json").write_text("{")
     assert known_names(broken, tmp_path) == []
     assert known_names(tmp_path / "none.toml", tmp_path / "none") == []
-    assert TrustStore  # what it reads is a file of that name
 
 
 class Terminal:

@@ -32,7 +32,7 @@ def test_a_result_line_has_these_keys_in_this_order(capsys: pytest.CaptureFixtur
     (line,) = lines(capsys)
     assert line == (
         '{"event":"done","name":"a","size":3221225472,"sent_bytes":2147483648,"resumed_bytes":1073741824,'
-        f'"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null}}'
+        f'"reused_bytes":0,"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null}}'
     )
 
 
@@ -40,8 +40,9 @@ def test_a_failure_says_why_in_its_error(capsys: pytest.CaptureFixture[str]) -> 
     JsonReport("peer:1").ended(FAILED)
     (line,) = lines(capsys)
     assert line == (
-        '{"event":"failed","name":"b","size":null,"sent_bytes":5,"resumed_bytes":0,"seconds":0.1,'
-        '"root":null,"path":null,"error":{"code":"exists","message":"b: it is there","exit_code":73}}'
+        '{"event":"failed","name":"b","size":null,"sent_bytes":5,"resumed_bytes":0,"reused_bytes":0,'
+        '"seconds":0.1,"root":null,"path":null,'
+        '"error":{"code":"exists","message":"b: it is there","exit_code":73}}'
     )
 
 
@@ -60,13 +61,14 @@ def test_the_summary_counts_and_carries_the_worst_code(capsys: pytest.CaptureFix
         "refused": 0,
         "sent_bytes": (4 << 30) + 5,
         "resumed_bytes": 2 << 30,
+        "reused_bytes": 0,
         "seconds": 4.0,
         "exit_code": 73,
     }
 
 
 def test_progress_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
-    tally = Tally(total=100, phase="sending", sent=10, resumed=50, checked=0, retries=2)
+    tally = Tally(total=100, phase="sending", sent=10, resumed=50, reused=20, checked=0, retries=2)
     JsonReport("peer:1").progress(Item("a", "a"), tally, 0.25, "network")
     (line,) = lines(capsys)
     assert json.loads(line) == {
@@ -76,6 +78,7 @@ def test_progress_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> Non
         "phase": "sending",
         "sent_bytes": 10,
         "resumed_bytes": 50,
+        "reused_bytes": 20,
         "checked_bytes": 0,
         "retries": 2,
         "seconds": 0.25,
@@ -111,6 +114,10 @@ def test_the_interval_of_progress_grows_with_the_time(elapsed: float, seconds: f
         (DONE, "a -> a (1) at peer:1  3.0 GiB in 2.0 s (1.0 GiB/s), 1.0 GiB resumed"),
         (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a"), "a -> a at peer:1  10 B in 0.5 s (20 B/s)"),
         (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a", together=True), "a -> a at peer:1  10 B"),
+        (
+            Ending("done", "a", 3, 1, 0, 1.0, ROOT, "a", reused_bytes=2),
+            "a -> a at peer:1  3 B in 1.0 s (1 B/s), 1 B sent, 2 B taken from the earlier version",
+        ),
         (Ending("identical", "a", 10, 0, 0, 0.5, ROOT, "a"), "a: already at peer:1 as a, identical"),
         (Ending("skipped", "a\n", 10, 0, 0, 0.5, None, "a\n"), "a�: left out, peer:1 already has a�"),
     ],

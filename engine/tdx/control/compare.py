@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from tdx.control.hashing import Hashed, hash_all
 from tdx.control.items import Folder, Found, Item, LeftOut, Link, Part, PartEnded
 from tdx.control.progress import PushResult, Tally
-from tdx.control.push_tree import MOST_ENTRIES, Entry, FileState, NoTrees, TreeRequests, Verdict
+from tdx.control.push_tree import MAX_TIME, Entry, FileState, NoTrees, TreeRequests, Verdict
 from tdx.errors import TdxError, UnknownPeer, Unreachable
 from tdx.model import Outcome
+from tdx.proto.tree import MAX_ENTRIES
 from tdx.store.roots import Roots
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Comparison:
         chunk = await found.get()
         self._ended = not chunk
         until = loop.time() + COLLECTED_FOR
-        while not self._ended and len(chunk) < MOST_ENTRIES:
+        while not self._ended and len(chunk) < MAX_ENTRIES:
             try:
                 async with asyncio.timeout_at(until):
                     some = await found.get()
@@ -117,8 +118,10 @@ class Comparison:
         return [step for each in chunk if (step := self._step(each, entries.get(each), verdicts)) is not None]
 
     def _comparable(self, item: Item) -> bool:
-        regular = item.status is not None and stat.S_ISREG(item.status.st_mode)
-        return regular and item.error is None and self._compares_files
+        status = item.status
+        if status is None or item.error is not None or not self._compares_files:
+            return False
+        return stat.S_ISREG(status.st_mode) and abs(status.st_mtime_ns) <= MAX_TIME
 
     async def _ask(self, entries: dict[Found, Entry]) -> dict[Found, Verdict]:
         """None for those that nothing is known of: files are sent then as if they had not been asked of, and

@@ -19,6 +19,7 @@ def spec_of(exchange: Exchange, name: FileName, length: int | None, *digests: st
     fields that tell one of the whole. Forbidden where its conflict mode is not granted."""
     get = exchange.headers
     mtime, mode, holes = get("tdx-mtime"), get("tdx-mode"), get("tdx-holes")
+    sparse = get("tdx-sparse")
     spec = UploadSpec(
         owner=exchange.identity.owner,
         name=name,
@@ -32,6 +33,7 @@ def spec_of(exchange: Exchange, name: FileName, length: int | None, *digests: st
         holes=() if holes is None else fields.parse_spans(holes),
         key=get("tdx-upload-key"),
         claims=claims_of(exchange, *digests),
+        sparse=sparse is not None and fields.parse_boolean(sparse),
     )
     if any(hole.end > (length or 0) for hole in spec.holes):
         raise ProtocolError("Tdx-Holes reaches beyond the file")

@@ -118,11 +118,14 @@ class FilePush:
         )
 
     def _meta(self) -> list[tuple[str, str]]:
-        return [
+        told = [
             ("Tdx-Conflict", self._options.conflict.value),
             ("Tdx-Mtime", str(self._source.mtime_ns)),
             ("Tdx-Mode", f"{self._source.mode:o}"),
         ]
+        if self._source.sparse:
+            told.append(("Tdx-Sparse", fields.format_boolean(True)))
+        return told
 
     # --- at most one extent ----------------------------------------------------
 

@@ -14,16 +14,14 @@ from tdx.control.progress import Tally
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.send import send_buffer
 from tdx.errors import ConnectionLost, MethodNotAllowed, NotFound, ProtocolError, TdxError
-from tdx.model import Conflict, Span
+from tdx.model import Conflict, Span, shown
 from tdx.proto import problem
+from tdx.proto.tree import MAX_BODY, MAX_ENTRIES
 
 TARGET: Final = "/v1/tree"
 
-MOST_ENTRIES: Final = 16384
-"""Entries of one request."""
-
-MOST_BYTES: Final = 16 << 20
-"""Bytes of one request's body."""
+MAX_TIME: Final = 2**63 - 1
+"""Nanoseconds before or after the Unix epoch. One entry with more would have a whole request refused."""
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -90,9 +88,9 @@ class TreeRequests:
 
     async def _ask_all(self, entries: Sequence[Entry]) -> list[Verdict]:
         """In as many requests as it takes."""
-        if len(entries) <= MOST_ENTRIES:
+        if len(entries) <= MAX_ENTRIES:
             body = _encode({"entries": [_members(each) for each in entries]}).encode()
-            if len(body) <= MOST_BYTES or len(entries) == 1:
+            if len(body) <= MAX_BODY or len(entries) == 1:
                 return await self._request(body, entries)
         half = len(entries) // 2
         return [*await self._ask_all(entries[:half]), *await self._ask_all(entries[half:])]
@@ -132,9 +130,10 @@ class TreeRequests:
 def _members(entry: Entry) -> list[object]:
     if isinstance(entry, FileState):
         return ["file", entry.name, entry.size, entry.mtime_ns, entry.mode, entry.root]
+    time = max(-MAX_TIME, min(entry.mtime_ns, MAX_TIME))
     if isinstance(entry, Folder):
-        return ["folder", entry.name, entry.mtime_ns, entry.mode]
-    return ["link", entry.name, entry.mtime_ns, entry.target]
+        return ["folder", entry.name, time, entry.mode]
+    return ["link", entry.name, time, entry.target]
 
 
 def _verdict(entry: Entry, answer: object) -> Verdict:
@@ -152,7 +151,8 @@ def _verdict(entry: Entry, answer: object) -> Verdict:
 
 
 def _nonsense(entry: Entry) -> ProtocolError:
-    return ProtocolError(f"{entry.name}: what the peer says of it means nothing; is it a tdx receiver?")
+    name = shown(entry.name)
+    return ProtocolError(f"{name}: what the peer says of it means nothing; is it a tdx receiver?")
 
 
 def _ignore(_: int) -> None:

@@ -13,8 +13,8 @@ from tdx.control.items import Ended, Found, Item, LeftOut, PartEnded, Watch
 from tdx.control.progress import Tally
 from tdx.control.push import PushOptions
 from tdx.control.push_many import ManyPushes
-from tdx.control.push_tree import MOST_ENTRIES
 from tdx.errors import TdxError
+from tdx.proto.tree import MAX_ENTRIES
 from tdx.store.roots import Roots
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tdx.control.sender import Sender
     from tdx.data.entries import SmallFile
 
-READ_FILES: Final = MOST_ENTRIES
+READ_FILES: Final = MAX_ENTRIES
 READ_BYTES: Final = 1 << 30
 """After so many files, or bytes, had to be read because the receiver may have them, it is asked again."""
 

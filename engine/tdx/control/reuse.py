@@ -77,7 +77,7 @@ class Alike:
         return self
 
     def take(self) -> Alike:
-        upload, held, recorded = self.upload, self.upload.held, self.upload.digests
+        upload, held = self.upload, self.upload.held
         base = _opened(self.store, upload.spec.name)
         self.size = None if base is None else base.size
         try:
@@ -85,11 +85,11 @@ class Alike:
                 self.go_on()
                 span = span_in(upload.spec, index)
                 if held.covers(span):
-                    if recorded.get(index) == digest:
+                    if _is_recorded(upload, index, digest):
                         self.same.append(span)
                 elif base is not None:
                     upload.take(base, span, self.go_on)
-                    if _recorded(upload, span, digest):
+                    if _record_if_equal(upload, span, digest):
                         self.same.append(span)
                         self.taken += len(span)
         finally:
@@ -98,7 +98,12 @@ class Alike:
         return self
 
 
-def _recorded(upload: Upload, span: Span, digest: bytes) -> bool:
+def _is_recorded(upload: Upload, index: int, digest: bytes) -> bool:
+    # Seldom asked, and a snapshot is as long as the file has extents.
+    return upload.digests.get(index) == digest
+
+
+def _record_if_equal(upload: Upload, span: Span, digest: bytes) -> bool:
     """Record the extent if what is stored of it now has this digest."""
     if digest_at(upload.read_at, span) != digest:
         return False
@@ -163,15 +168,15 @@ class PatchArrival:
 
     def verify(self, listed: Sequence[Listed], go_on: Callable[[], None]) -> list[Span]:
         """Read what is stored of the extents now; those that are what their sender said are recorded."""
-        upload, held, recorded = self._upload, self._upload.held, self._upload.digests
+        upload, held = self._upload, self._upload.held
         same: list[Span] = []
         for index, digest in listed:
             go_on()
             span = span_in(upload.spec, index)
             if held.covers(span):
-                if recorded.get(index) == digest:
+                if _is_recorded(upload, index, digest):
                     same.append(span)
-            elif _recorded(upload, span, digest):
+            elif _record_if_equal(upload, span, digest):
                 same.append(span)
                 self._metrics.reused_bytes.add(len(span) - self._brought.get(index, 0))
             else:

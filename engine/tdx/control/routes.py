@@ -6,12 +6,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from tdx.control import base, bundles, files, resumable, uploads
+from tdx.control import base, bundles, files, resumable, trees, uploads
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.errors import MethodNotAllowed, NotFound
 from tdx.model import UploadId
 from tdx.proto.names import decode_name
+from tdx.proto.tree import TARGET as TREE_TARGET
 from tdx.version import VERSION
 
 Handler = Callable[[Receiver, Exchange], Awaitable[Response]]
@@ -49,6 +50,7 @@ async def hello(receiver: Receiver, exchange: Exchange) -> Response:
 
 _HELLO: Final = {"GET": hello}
 _BUNDLES: Final = {"POST": bundles.receive}
+_TREES: Final = {"POST": trees.take}
 _FILES: Final = {"PUT": files.put_file, "POST": files.create, "HEAD": files.stand}
 _UPLOADS: Final = {
     "HEAD": uploads.query,
@@ -71,6 +73,8 @@ def label_of(target: str) -> str:
     """The metrics' label of a target, also of one that no route serves."""
     if target == "/v1/hello":
         return "hello"
+    if target == TREE_TARGET:
+        return "tree"
     if target == "/files":
         return "bundle"
     if target.startswith("/files/"):
@@ -85,6 +89,8 @@ def route(method: str, target: str) -> Handler:
     """The handler of a request. NotFound, MethodNotAllowed, BadName."""
     if target == "/v1/hello":
         return _choose(method, _HELLO)
+    if target == TREE_TARGET:
+        return _choose(method, _TREES)
     if target == "/files":
         return _choose(method, _BUNDLES)
     if method == "OPTIONS" and target in ("*", "/files/"):

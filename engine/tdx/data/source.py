@@ -25,6 +25,9 @@ YOUNG: Final = 2.0
 READINGS: Final = 3
 """How often a source is read again at the end while its ctime goes on changing."""
 
+_STAT_BLOCK: Final = 512
+"""Bytes that st_blocks counts in, whatever the filesystem's own blocks are."""
+
 _KINDS: Final = (
     (stat.S_ISDIR, "is a directory"),
     (stat.S_ISFIFO, "is a named pipe"),
@@ -105,6 +108,12 @@ class Source:
     def mode(self) -> int:
         """The permission bits, without setuid, setgid and sticky."""
         return self._status.st_mode & 0o777
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it has holes: it takes less room than it has bytes. (So does a file that its filesystem
+        compresses.)"""
+        return self._status.st_blocks * _STAT_BLOCK < self._status.st_size
 
     @property
     def source_id(self) -> str:

@@ -18,8 +18,8 @@ from tdx.model import Span
 
 MEDIA_TYPE: Final = "application/vnd.tdx.patch"
 
-MAX_LISTED: Final = 4096
-"""Most extents of one list."""
+MAX_LISTED: Final = 256
+"""Most extents of one list: what is asked of a disk in one go has a bound."""
 
 MAX_BLOCKS: Final = 1 << 17
 """Most blocks of one list: 1 MiB of digests, for 512 MiB of a file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterable
 from typing import Final
 
 from tdx.errors import BadName, Exists, NotFound, StorageError, disk_failure
@@ -67,6 +68,10 @@ class FinalNames:
         """StorageError where ``path`` is in doubt."""
         if path in self._doubtful:
             raise StorageError(f"{path}: the disk failed to make it durable; {RESTART}")
+
+    def in_doubt(self, paths: Iterable[str]) -> None:
+        """From now on these paths are."""
+        self._doubtful.update(paths)
 
     def doubt(self, path: str, error: OSError) -> DirectoryNotDurable:
         """From now on ``path``, a file in place, is in doubt: the error that says so."""

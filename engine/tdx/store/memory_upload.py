@@ -92,7 +92,8 @@ class MemoryUpload:
     def take(self, base: Base, span: Span, go_on: Callable[[], None]) -> None:
         go_on()
         found = memoryview(bytearray(len(span)))
-        self.write_at(found[: base.read_at(found, span.start)], span.start)
+        if size := base.read_at(found, span.start):
+            self.write_at(found[:size], span.start)
 
     def read_at(self, view: memoryview, offset: int) -> int:
         with self._gate.inside(), self._lock:

@@ -129,7 +129,7 @@ class Tree:
             fd = self.fd
             try:
                 for folder in folders:
-                    inner = self._enter(fd, folder, name, make, unsynced)
+                    inner = self.enter(fd, folder, name, make=make, unsynced=unsynced)
                     if fd != self.fd:
                         self._system.close(fd)
                     fd = inner
@@ -155,7 +155,11 @@ class Tree:
         finally:
             self._system.close(own)
 
-    def _enter(self, fd: int, folder: str, name: str, make: bool, unsynced: Unsynced | None) -> int:
+    def enter(
+        self, fd: int, folder: str, name: str, *, make: bool = False, unsynced: Unsynced | None = None
+    ) -> int:
+        """The directory ``folder`` of an open one, open: the caller closes it. ``name``, which it is on the
+        way to, is for messages; all else is as for :meth:`parent`."""
         try:
             try:
                 inner = self._open(fd, folder)

@@ -10,12 +10,13 @@ either keeps the partial for a later :meth:`Store.open`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tdx.errors import TdxError
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
+from tdx.proto.tree import Entry, Verdict
 from tdx.ranges import RangeSet
 from tdx.store.turn import Turn
 
@@ -120,7 +121,7 @@ class Upload(Protocol):
 
     def refresh(self, spec: UploadSpec) -> None:
         """Durably replace the parts of the spec that a new run of the same source may
-        change: fingerprint, mtime_ns, mode, conflict, key."""
+        change: fingerprint, mtime_ns, mode, conflict, key, sparse."""
         ...
 
     def set_length(self, length: int) -> None:
@@ -251,6 +252,18 @@ class Bundle(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is said of an entry of a tree, and where that is here."""
+
+    verdict: Verdict
+    path: str
+
+
+GoOn = Callable[[], None]
+"""Called between the steps of long work; raises what is to end it."""
+
+
 class Store(Protocol):
     """A folder of published files and the uploads on their way to it."""
 
@@ -302,6 +315,19 @@ class Store(Protocol):
         """Make the published file at ``path`` durable, with the directories it lies in, before it
         is acknowledged: whoever put it there may not have. Its size in bytes.
         :class:`tdx.errors.NotFound` where no file has this name, StorageError where it fails."""
+        ...
+
+    def take_entries(
+        self, owner: Owner, conflict: Conflict, entries: Sequence[Entry], go_on: GoOn
+    ) -> list[Told | TdxError]:
+        """Make what needs no content of these entries of a tree (folders, symbolic links, attributes of files
+        that are there), and say of each, in order, what there is to do still, or why it is refused.
+        ``docs/http.md`` has the rules. Whether a file is the same is told by its root: as it was remembered,
+        if stat tells that it has not changed since, or by reading it.
+
+        Whatever is said to be the same or made is durable. A failed sync that is not one file's own
+        is final, and raised: then nothing is acknowledged.
+        """
         ...
 
     def receipt(self, upload: UploadId) -> Receipt | None: ...

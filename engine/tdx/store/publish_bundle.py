@@ -10,6 +10,7 @@ its rename, or that two files of the bundle want, is chosen anew in another roun
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
 import threading
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdx.errors import Busy, TdxError, disk_failure
-from tdx.integrity import MIN_EXTENT, Root
+from tdx.integrity import MIN_EXTENT, root_of_small
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
 from tdx.store.final_names import FinalNames
+from tdx.store.known import KnownFile, published
 from tdx.store.paths import WALKS, Tree, Unsynced
 from tdx.store.port import Admit, BundledFile
 from tdx.store.reading import extent_digests
@@ -86,6 +88,8 @@ class Publication:
         self._turn = turn
         self._as_one = context.as_one
         self._results: dict[int, Receipt | TdxError] = {}
+        self._known: dict[int, KnownFile] = {}
+        """What can be remembered of those that are in place, by place."""
         self._unsynced: Unsynced = {}
         self._unsure: list[Staged] = []
         """In place, in directories that are yet to be synced."""
@@ -107,7 +111,13 @@ class Publication:
             found = [self._results[each.place] for each in files]
             with self._turn.aside():
                 self._context.receipts.put_many(
-                    [each for each in found if isinstance(each, Receipt)], lifetime=LIFETIME
+                    [each for each in found if isinstance(each, Receipt)],
+                    lifetime=LIFETIME,
+                    known=[
+                        each
+                        for place, each in self._known.items()
+                        if isinstance(self._results[place], Receipt)
+                    ],
                 )
         except (TdxError, OSError):
             if self._placed:
@@ -235,7 +245,7 @@ class Publication:
             name=file.name,
             path=path,
             size=size,
-            root=str(Root.over([file.digest] if file.size else [], file.size, MIN_EXTENT)),
+            root=root_of_small(file.digest, file.size),
             verified=outcome is not Outcome.SKIPPED,
             outcome=outcome,
             published_at=time.time(),
@@ -339,6 +349,7 @@ class Publication:
                 self._placed = self._placed or bool(placed)
                 for each in placed:
                     self._results[each.place] = receipts[each.place]
+                self._remember(fd, above, placed, receipts)
                 if few:
                     self._sync_directory(fd, placed)
                 else:
@@ -357,6 +368,15 @@ class Publication:
             return list(files)
         self._refuse_all(files, error)
         return []
+
+    def _remember(self, fd: int, above: str, placed: Iterable[Staged], receipts: dict[int, Receipt]) -> None:
+        """So that they need not be read when their sender asks again. Without this they will be."""
+        with contextlib.suppress(OSError):
+            for each in placed:
+                found = self._system.stat(each.path[len(above) :], dir_fd=fd)
+                file = published(each.path, found, receipts[each.place].root)
+                if file is not None and found.st_ino == each.inode:
+                    self._known[each.place] = file
 
     def _sync_directory(self, fd: int, placed: Sequence[Staged]) -> None:
         try:

@@ -49,6 +49,7 @@ _FLOCK: Final = "hhqqi4x"
 """struct flock: type, whence, start, length, pid."""
 
 _KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _RENAME_NOREPLACE: Final = 1
 _AT_EMPTY_PATH: Final = 0x1000
@@ -171,6 +172,12 @@ class System:
     def link(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
 
+    def symlink(self, target: str, path: str, *, dir_fd: int) -> None:
+        os.symlink(target, path, dir_fd=dir_fd)
+
+    def readlink(self, path: str, *, dir_fd: int) -> str:
+        return os.readlink(path, dir_fd=dir_fd)
+
     def rename(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
@@ -241,6 +248,18 @@ class System:
     def fallocate_keep_size(self, fd: int, offset: int, length: int) -> None:
         _call(_fallocate, fd, _KEEP_SIZE, offset, length)
 
+    def punch_hole(self, fd: int, offset: int, length: int) -> None:
+        """fallocate(PUNCH_HOLE): these bytes become zeros that take no room."""
+        _call(_fallocate, fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+    def seek_data(self, fd: int, offset: int) -> int:
+        """Where data begin at ``offset`` or after it; ENXIO where none do. Moves the descriptor's offset."""
+        return os.lseek(fd, offset, os.SEEK_DATA)
+
+    def seek_hole(self, fd: int, offset: int) -> int:
+        """Where a hole begins at ``offset`` or after it; the end of the file counts as one."""
+        return os.lseek(fd, offset, os.SEEK_HOLE)
+
     def fchmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
 
@@ -249,6 +268,9 @@ class System:
 
     def utime(self, fd: int, mtime_ns: int) -> None:
         os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def utime_of_link(self, path: str, mtime_ns: int, *, dir_fd: int) -> None:
+        os.utime(path, ns=(mtime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
     # --- durability ---------------------------------------------------------------
 
