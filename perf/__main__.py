@@ -22,7 +22,20 @@ from perf.model import Missing, Outcome, Settings
 from perf.tables import moved, seconds_of
 from perf.targets import verdict
 
-ORDER: Final = ("single", "disk", "tls", "resume", "growth", "small", "many", "start", "sweep", "wan", "mesh")
+ORDER: Final = (
+    "single",
+    "disk",
+    "tls",
+    "resume",
+    "growth",
+    "small",
+    "again",
+    "many",
+    "start",
+    "sweep",
+    "wan",
+    "mesh",
+)
 """That of the targets; a scenario that is not named here comes last."""
 
 HERE: Final = Path(__file__).resolve().parent

@@ -66,6 +66,7 @@ def command(
     from tdx.config import load_identity, load_state
     from tdx_cli.batch_lock import only_run_of
     from tdx_cli.batching import BatchRun, Settings
+    from tdx_cli.deadline import Deadline
 
     kept = state or load_state(config, os.environ)
     settings = Settings(
@@ -76,8 +77,11 @@ def command(
         as_json=as_json,
         quiet=quiet,
     )
-    with only_run_of(batch.path, kept), asyncio.Runner() as runner:
-        return runner.run(BatchRun(batch, jobs, settings).run())
+    limit = None if settings.timeout is None else settings.wait + settings.timeout
+    with only_run_of(batch.path, kept), Deadline(limit) as deadline, asyncio.Runner() as runner:
+        code = runner.run(BatchRun(batch, jobs, settings).run())
+        deadline.settle(code)
+    return code
 
 
 def _jobs(batch: Batch, only: Sequence[str]) -> list[Job]:
@@ -85,6 +89,7 @@ def _jobs(batch: Batch, only: Sequence[str]) -> list[Job]:
     cannot be a peer."""
     from tdx.control.resolve import Peer
     from tdx.errors import ConfigError, UsageError
+    from tdx_cli.batch_plan import patterns_of
     from tdx_cli.batching import Job
 
     names = [item.name for item in batch.items]
@@ -97,6 +102,10 @@ def _jobs(batch: Batch, only: Sequence[str]) -> list[Job]:
             job = Job.of(item, [Peer.parse(peer) for peer in item.peers])
         except UsageError as error:
             raise ConfigError(f'{batch.path}: item "{item.name}": peer is {error.message}') from None
+        try:
+            patterns_of(item)
+        except UsageError as error:
+            raise ConfigError(f'{batch.path}: item "{item.name}": {error.message}') from None
         if len(job.peers) < len(item.peers):
             raise ConfigError(f'{batch.path}: item "{item.name}": peers lists one of them twice')
         if not only or item.name in only:

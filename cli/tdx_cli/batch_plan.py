@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from tdx.control.items import Item, LeftOut
+from tdx.config.batch import LINKS
+from tdx.control.items import Found, Item, LeftOut
 from tdx.errors import SourceError, UsageError
 from tdx.model import shown
 from tdx_cli.globs import Match, literal, matches
@@ -17,6 +18,8 @@ from tdx_cli.plan import name_of, plan
 
 if TYPE_CHECKING:
     from tdx.config.batch import BatchItem
+    from tdx.control.patterns import Patterns
+    from tdx.control.walk import Links
 
 EVERYTHING: Final = "/**/*"
 
@@ -52,13 +55,30 @@ def find(item: BatchItem) -> list[Named | Item | LeftOut]:
     return [_renamed(each, item) if isinstance(each, Named) else each for each in found]
 
 
-def items_of(item: BatchItem, found: Sequence[Named | Item | LeftOut]) -> Iterator[Item | LeftOut]:
+def items_of(item: BatchItem, found: Sequence[Named | Item | LeftOut]) -> Iterator[Found]:
     """What to push of what :func:`find` found, in its order."""
+    patterns = patterns_of(item)
+    links: Links | None = None
+    if item.links != LINKS[0]:
+        from tdx.control.walk import Links
+
+        links = Links(item.links)
     for each in found:
         if isinstance(each, Named):
-            yield from plan([each.path], name=each.name, recursive=item.recursive)
+            yield from plan(
+                [each.path], name=each.name, recursive=item.recursive, links=links, patterns=patterns
+            )
         else:
             yield each
+
+
+def patterns_of(item: BatchItem) -> Patterns | None:
+    """What the item leaves out of folders; UsageError for what is no pattern."""
+    if not item.exclude and not item.include:
+        return None
+    from tdx.control.patterns import Patterns, excluding, including
+
+    return Patterns([*map(excluding, item.exclude), *map(including, item.include)])
 
 
 def _nothing(pattern: str) -> Item:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tdx.control.items import Item, LeftOut
+from tdx.control.items import Folder, Found, Item, LeftOut, Link
 from tdx.data.source import Source
 from tdx.errors import TdxError
 from tdx.model import shown
@@ -34,8 +34,7 @@ class Preview:
             self._tell(job)
         code = worst(self._codes)
         if self._as_json:
-            summary = {"event": "summary", "batch": self._name, "dry_run": True}
-            say_json({**summary, "items": self._rows, "exit_code": code})
+            say_json({"event": "plan", "batch": self._name, "items": self._rows, "exit_code": code})
         elif not self._quiet:
             rows = [
                 (
@@ -52,12 +51,16 @@ class Preview:
 
     def _tell(self, job: Job) -> None:
         name = job.item.name
-        files = size = 0
+        files = size = folders = links = 0
         codes: set[int] = set()
         for each in _items(job):
             if isinstance(each, LeftOut):
                 if not self._quiet:
                     warn(f"{name}: {shown(each.path)} {each.reason}; left out")
+                continue
+            if not isinstance(each, Item):
+                folders += isinstance(each, Folder)
+                links += isinstance(each, Link)
                 continue
             error = each.error or _unreadable(each)
             if error is not None:
@@ -70,12 +73,12 @@ class Preview:
         self._codes |= codes
         for peer in job.parts:
             row = {"item": name, "peer": peer, "conflict": job.item.conflict.value}
-            self._rows.append({**row, "files": files, "bytes": size, "exit_code": worst(codes)})
+            counts = {"files": files, "folders": folders, "links": links, "bytes": size}
+            self._rows.append({**row, **counts, "exit_code": worst(codes)})
 
     def _tell_item(self, job: Job, item: Item, error: TdxError | None) -> None:
         if self._as_json:
-            event = "planned" if error is None else "failed"
-            said = {"event": event, "name": item.name, "size": item.size, "source": item.path}
+            said = {"event": "planned", "name": item.name, "size": item.size, "source": item.path}
             failure = None if error is None else Failure.of(error).document()
             for peer in job.parts:
                 say_json({**said, "error": failure, "item": job.item.name, "peer": peer})
@@ -84,7 +87,7 @@ class Preview:
             say(f"{shown(item.path)} -> {shown(item.name)} at {peers}  {size_of(item.size or 0)}")
 
 
-def _items(job: Job) -> Iterator[Item | LeftOut]:
+def _items(job: Job) -> Iterator[Found]:
     try:
         yield from items_of(job.item, find(job.item))
     except TdxError as error:

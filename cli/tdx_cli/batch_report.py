@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TextIO
 
 from tdx.model import shown
 from tdx.policy.exits import worst
 from tdx_cli.progress import REDRAW, TerminalReport
+from tdx_cli.push import UNABLE
 from tdx_cli.report import Ending, Failure, Overall, Report, Totals
 from tdx_cli.text import flush_said, say, size_of
 
 HEADING: Final = ("ITEM", "PEER", "FILES", "SENT", "OUTCOME", "SECONDS")
+COUNTS: Final = ("files", "folders", "links", "refused", "sent_bytes", "resumed_bytes", "reused_bytes")
 STYLES: Final = {"failed": "red", "stopped": "yellow", "not begun": "yellow"}
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -44,7 +46,7 @@ class Part:
             return "stopped"
         if self.exit_code:
             return "failed"
-        if not self.totals.files:
+        if not (self.totals.files or self.totals.folders or self.totals.links):
             return "nothing"
         return "done" if self.totals.events["done"] else "unchanged"
 
@@ -61,8 +63,12 @@ class Part:
             "outcome": self.outcome,
             "files": self.totals.files,
             **self.totals.events,
+            "folders": self.totals.folders,
+            "links": self.totals.links,
+            "refused": self.totals.refused,
             "sent_bytes": self.totals.sent_bytes,
             "resumed_bytes": self.totals.resumed_bytes,
+            "reused_bytes": self.totals.reused_bytes,
             "seconds": round(self.seconds, 6),
             "error": None if error is None else error.document(),
             "exit_code": self.exit_code,
@@ -87,6 +93,11 @@ class Part:
         )
 
 
+def draws(stream: TextIO | None) -> bool:
+    """Whether this is a terminal on which more can be done than to write one line after the other."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "") not in UNABLE
+
+
 def say_json(event: dict[str, object]) -> None:
     """One event on standard output."""
     say(_encode(event))
@@ -96,9 +107,8 @@ def summary_of(name: str, parts: Sequence[Part], seconds: float, exit_code: int)
     """The last event of a batch."""
     whole = Totals()
     for part in parts:
-        whole.files += part.totals.files
-        whole.sent_bytes += part.totals.sent_bytes
-        whole.resumed_bytes += part.totals.resumed_bytes
+        for key in COUNTS:
+            setattr(whole, key, getattr(whole, key) + getattr(part.totals, key))
         for event, count in part.totals.events.items():
             whole.events[event] += count
     return {
@@ -106,8 +116,12 @@ def summary_of(name: str, parts: Sequence[Part], seconds: float, exit_code: int)
         "batch": name,
         "files": whole.files,
         **whole.events,
+        "folders": whole.folders,
+        "links": whole.links,
+        "refused": whole.refused,
         "sent_bytes": whole.sent_bytes,
         "resumed_bytes": whole.resumed_bytes,
+        "reused_bytes": whole.reused_bytes,
         "seconds": round(seconds, 6),
         "items": [part.document() for part in parts],
         "exit_code": exit_code,
@@ -116,7 +130,7 @@ def summary_of(name: str, parts: Sequence[Part], seconds: float, exit_code: int)
 
 def say_table(heading: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None]) -> None:
     """Columns as wide as they need to be, figures to the right; on a terminal with colours."""
-    if sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+    if draws(sys.stdout):
         _draw_table(heading, rows, styles)
         return
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]

@@ -17,7 +17,7 @@ from tdx.errors import Interrupted, StorageError, TdxError, TimedOut
 from tdx.identity.settings import IdentitySettings
 from tdx.policy.exits import worst
 from tdx_cli.batch_plan import find, items_of
-from tdx_cli.batch_report import HEADING, STYLES, Live, Part, say_json, say_table, summary_of
+from tdx_cli.batch_report import HEADING, STYLES, Live, Part, draws, say_json, say_table, summary_of
 from tdx_cli.main import unexpected
 from tdx_cli.pushing import Run, Wishes
 from tdx_cli.report import Failure, JsonReport, Report, Several
@@ -71,7 +71,7 @@ class BatchRun:
         self._stopped: TdxError | None = None
         self._stopping = asyncio.Event()
         self._failure: Exception | None = None
-        self._live = None if settings.quiet or sys.stderr is None or not sys.stderr.isatty() else Live()
+        self._live = Live() if not settings.quiet and draws(sys.stderr) else None
         self._began = 0.0
 
     async def run(self) -> int:
@@ -195,6 +195,7 @@ class BatchRun:
             state=settings.state,
             conflict=item.conflict,
             resume=item.resume,
+            whole=item.whole,
             streams=item.streams,
             digest=item.digest,
             pump=None,

@@ -33,12 +33,13 @@ DIGESTS_KEPT: Final = 30 * DAY
     "--older-than",
     type=DURATION,
     metavar="TIME",
-    help="Remove what was idle for longer.  [default: 7d for uploads, 30d for digests]",
+    help="Remove what was idle for longer.  [default: 7d for uploads, 30d for digests, 60d for roots]",
 )
 @JSON
 @state_option("Where receipts and digests are kept.")
 def command(folder: Path | None, older_than: float | None, as_json: bool, state: Path | None) -> None:
-    """Remove the partials in DIR that nobody has continued for a while, and old digests of sources.
+    """Remove the partials in DIR that nobody has continued for a while, and what is remembered of sources
+    that were not pushed for long.
 
     An upload that is in use is never removed.
     """
@@ -47,11 +48,13 @@ def command(folder: Path | None, older_than: float | None, as_json: bool, state:
 
     from tdx.config import load_state
     from tdx.store.digestlog import DigestLog
+    from tdx.store.roots import KEPT_DAYS, Roots
 
     state = state or load_state(None, os.environ)
     now = time.time()
     removed = [] if folder is None else _expire(folder, state, now, older_than)
     logs = DigestLog.prune(state / "digests", now, DIGESTS_KEPT if older_than is None else older_than)
+    roots = Roots.prune(state, now, KEPT_DAYS * DAY if older_than is None else older_than)
     freed = sum(partial.staged_bytes for partial in removed)
     for partial in removed:
         idle = now - partial.touched_at
@@ -71,9 +74,12 @@ def command(folder: Path | None, older_than: float | None, as_json: bool, state:
             )
     if as_json:
         summary = {"event": "summary", "uploads": len(removed), "bytes": freed, "digest_logs": logs}
-        say(json.dumps(summary, separators=(",", ":")))
+        say(json.dumps({**summary, "roots": roots}, separators=(",", ":")))
     else:
-        say(f"{len(removed)} uploads ({size_of(freed)}) and the digests of {logs} sources removed")
+        say(
+            f"{len(removed)} uploads ({size_of(freed)}), the digests of {logs} sources"
+            f" and the roots of {roots} files removed"
+        )
 
 
 def _expire(folder: Path, state: Path, now: float, older_than: float | None) -> list[Partial]:

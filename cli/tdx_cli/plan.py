@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from tdx.control.items import STDIN, Item, LeftOut
+from tdx.control.items import STDIN, Found, Item
 from tdx.errors import SourceError, UsageError
 from tdx.model import shown
+
+if TYPE_CHECKING:
+    from tdx.control.patterns import Patterns
+    from tdx.control.walk import Links
 
 
 def check(paths: Sequence[str], *, name: str | None, resume: bool, digest: str | None = None) -> None:
@@ -46,59 +51,37 @@ def name_of(path: str) -> str:
     return os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119  any bytes may be a path
 
 
-def plan(paths: Sequence[str], *, name: str | None, recursive: bool) -> Iterator[Item | LeftOut]:
+def plan(
+    paths: Sequence[str],
+    *,
+    name: str | None,
+    recursive: bool,
+    links: Links | None = None,
+    patterns: Patterns | None = None,
+) -> Iterator[Found]:
     """What to push, in order. A file goes by its own name, what a folder holds by its
-    path from the folder's name on; ``name`` stands in for the first part."""
+    path from the folder's name on; ``name`` stands in for the first part. ``links`` and ``patterns``
+    are as :func:`tdx.control.walk.walk` has them, and say nothing of the paths themselves."""
     for path in paths:
         top = name_of(path) if name is None else name
         if path == STDIN and sys.stdin is None:
             yield Item(path, top, error=SourceError("standard input is closed"))
-        elif path == STDIN or not os.path.isdir(path):  # noqa: PTH112
-            yield Item(path, top, None if path == STDIN else _size_of(path))
+        elif path == STDIN:
+            yield Item(path, top)
+        elif not os.path.isdir(path):  # noqa: PTH112
+            yield _file(path, top)
         elif recursive:
-            yield from _walk(path, top)
+            from tdx.control.walk import Links, walk
+
+            yield from walk(path, top, links=links or Links.SKIP, patterns=patterns)
         else:
             yield Item(path, top, error=UsageError(f"{shown(path)}: is a directory; push it with -r"))
 
 
-def _size_of(path: str) -> int | None:
-    """Bytes; None where pushing it will tell why not."""
+def _file(path: str, name: str) -> Item:
+    """Where it cannot be looked at, pushing it will tell why not."""
     try:
-        return os.stat(path).st_size  # noqa: PTH116  any bytes may be a path
+        status = os.stat(path)  # noqa: PTH116  any bytes may be a path
     except (OSError, ValueError):
-        return None
-
-
-def _walk(folder: str, name: str) -> Iterator[Item | LeftOut]:
-    """The regular files under ``folder``, each folder's entries in the order of their names."""
-    pending: list[tuple[str, str]] = [(folder, name)]
-    while pending:
-        path, name = pending.pop()
-        try:
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            refused = SourceError(f"{shown(path)}: cannot be read: {error.strerror}")
-            yield Item(path, name, error=refused)
-            continue
-        folders: list[tuple[str, str]] = []
-        prefix = f"{name}/" if name else ""
-        for entry in entries:
-            inside = prefix + entry.name
-            # All of this but the size is known from the folder itself.
-            if entry.is_symlink():
-                yield LeftOut(entry.path, "is a symbolic link")
-            elif entry.is_dir(follow_symlinks=False):
-                folders.append((entry.path, inside))
-            elif entry.is_file(follow_symlinks=False):
-                yield Item(entry.path, inside, _size_in(entry))
-            else:
-                yield LeftOut(entry.path, "is not a regular file")
-        pending.extend(reversed(folders))
-
-
-def _size_in(entry: os.DirEntry[str]) -> int | None:
-    try:
-        return entry.stat(follow_symlinks=False).st_size
-    except OSError:
-        return None
+        return Item(path, name)
+    return Item(path, name, status.st_size, status=status)

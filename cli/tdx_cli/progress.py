@@ -88,7 +88,7 @@ class TerminalReport(Report):
             return
         checking = tally.phase == "checking"
         moved = tally.checked if checking else tally.sent
-        done = moved if checking else moved + tally.resumed
+        done = moved if checking else moved + tally.resumed + tally.reused
         limited = "" if bottleneck is None else f"limited by {bottleneck}"
         note = PHASES.get(tally.phase, limited)
         self._draw(shown(item.name), moved, done, tally.total, note, elapsed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,54 @@ from tdx_cli.options import complete_path_or_peer, config_option, state_option
 from tdx_cli.values import RATE, TIMEOUT
 
 if TYPE_CHECKING:
+    from tdx.control.patterns import Patterns
+    from tdx.control.walk import Links
     from tdx_cli.report import Report
 
+LINKS = ("skip", "follow", "preserve")
 CONFLICTS = ("rename", "overwrite", "skip", "error")
 PUMPS = ("auto", "sendfile", "buffered")
+UNABLE = ("", "dumb", "unknown")
+"""Terminals that cannot draw a line anew."""
+ORDER = "tdx.push.patterns"
 
 
-@click.command("push", short_help="Send files to a peer.", no_args_is_help=False)
+class _InOrder(click.Command):
+    """Keeps in which order the patterns stand on the command line: of those that match, the last counts."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[ORDER] = [each.name for each in order if each.name in ("exclude", "include", "exclude_from")]
+        return super().parse_args(ctx, args)
+
+
+@click.command("push", cls=_InOrder, short_help="Send files to a peer.", no_args_is_help=False)
 @click.argument("arguments", nargs=-1, metavar="PATH... PEER", shell_complete=complete_path_or_peer)
 @click.option("--resume", is_flag=True, help="Continue a partial that an earlier run left.")
 @click.option("-r", "--recursive", is_flag=True, help="Push what folders hold.")
+@click.option(
+    "--links",
+    type=click.Choice(LINKS),
+    default="skip",
+    show_default=True,
+    help="What to do about symbolic links in folders.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out what matches in folders, as gitignore does.",
+)
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Take back in what an earlier one left out."
+)
+@click.option(
+    "--exclude-from",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Read patterns from a file like .gitignore.",
+)
 @click.option("--name", metavar="NAME", help="The name at the peer, instead of PATH's own.")
 @click.option(
     "--conflict",
@@ -28,6 +67,9 @@ PUMPS = ("auto", "sendfile", "buffered")
     default="rename",
     show_default=True,
     help="What to do where the name is taken.",
+)
+@click.option(
+    "--whole", is_flag=True, help="Send all of a file that overwrites another, not what has changed."
 )
 @click.option(
     "--streams", type=click.IntRange(1, 64), help="Parallel connections.  [default: found by measuring]"
@@ -55,16 +97,24 @@ PUMPS = ("auto", "sendfile", "buffered")
 )
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
 @click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
+@click.option("-v", "--verbose", is_flag=True, help="A line also for what is there already.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
 @config_option()
 @state_option("Where digests, this device's key and the trusted devices are kept.")
+@click.pass_context
 def command(
+    context: click.Context,
     arguments: tuple[str, ...],
     *,
     resume: bool,
     recursive: bool,
+    links: str,
+    exclude: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude_from: tuple[str, ...],
     name: str | None,
     conflict: str,
+    whole: bool,
     streams: int | None,
     limit_rate: float | None,
     retries: int,
@@ -73,6 +123,7 @@ def command(
     digest: str | None,
     pump: str | None,
     as_json: bool,
+    verbose: bool,
     quiet: bool,
     config: Path | None,
     state: Path | None,
@@ -99,6 +150,7 @@ def command(
     from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
     from tdx.model import Conflict
+    from tdx_cli.deadline import Deadline
     from tdx_cli.pushing import Run, Wishes
 
     peer = Peer.parse(given_peer)
@@ -116,6 +168,7 @@ def command(
         state=kept,
         conflict=Conflict(conflict),
         resume=resume,
+        whole=whole,
         streams=streams,
         digest=digest,
         pump=pump,
@@ -123,18 +176,55 @@ def command(
         quiet=quiet,
         several=several,
     )
-    report = _report(str(peer), as_json=as_json, quiet=quiet, several=several)
-    with asyncio.Runner() as runner:
-        return runner.run(Run(wishes, report).push(plan.plan(paths, name=name, recursive=recursive)))
+    report = _report(str(peer), as_json=as_json, quiet=quiet, several=several, verbose=verbose)
+    given = {"exclude": exclude, "include": include, "exclude_from": exclude_from}
+    patterns = _patterns(context.meta[ORDER], given)
+    items = plan.plan(paths, name=name, recursive=recursive, links=_links(links), patterns=patterns)
+    with Deadline(timeout) as deadline, asyncio.Runner() as runner:
+        code = runner.run(Run(wishes, report).push(items))
+        deadline.settle(code)
+    return code
 
 
-def _report(peer: str, *, as_json: bool, quiet: bool, several: bool) -> Report:
+def _links(links: str) -> Links | None:
+    """None for what is so anyway, and needs no import."""
+    if links == LINKS[0]:
+        return None
+    from tdx.control.walk import Links
+
+    return Links(links)
+
+
+def _patterns(order: Sequence[str], given: Mapping[str, Sequence[str]]) -> Patterns | None:
+    if not order:
+        return None
+    from tdx.control.patterns import Patterns, excluding, including, lines_of
+
+    left = {option: iter(values) for option, values in given.items()}
+    lines: list[str] = []
+    for option in order:
+        value = next(left[option])
+        if option == "exclude_from":
+            lines += lines_of(value)
+        else:
+            lines.append(including(value) if option == "include" else excluding(value))
+    return Patterns(lines)
+
+
+def _report(peer: str, *, as_json: bool, quiet: bool, several: bool, verbose: bool) -> Report:
+    import os
     import sys
 
     from tdx_cli.report import JsonReport, Report, Several, TextReport
 
-    lines = JsonReport(peer) if as_json else Report() if quiet else TextReport(peer)
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+    lines = (
+        JsonReport(peer)
+        if as_json
+        else Report()
+        if quiet
+        else TextReport(peer, brief=several and not verbose)
+    )
+    if quiet or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM", "") in UNABLE:
         return lines
     from tdx_cli.progress import TerminalReport
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tdx.control.items import Ended, Item, LeftOut
+from tdx.control.items import Ended, Found, Item, LeftOut, PartEnded
 from tdx.control.push import PushOptions
 from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
@@ -29,14 +29,15 @@ LOST: Final = "what was read of standard input is lost: push it again from its b
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the flags ask for. ``timeout`` in seconds for the whole run; ``quiet``: no notes, only
-    errors; ``several``: sum up at the end. ``about`` begins every line on standard error; ``kept`` says
-    what is done about a stop."""
+    errors; ``several``: ask first what the peer has already, and sum up at the end. ``about`` begins every
+    line on standard error; ``kept`` says what is done about a stop."""
 
     peer: Peer
     sender: SenderOptions
     state: Path
     conflict: Conflict
     resume: bool
+    whole: bool
     streams: int | None
     digest: str | None
     pump: str | None
@@ -63,21 +64,21 @@ class Run:
         self._pushes: ManyPushes | None = None
         self._explained: Exception | None = None
 
-    async def push(self, items: Iterable[Item | LeftOut]) -> int:
+    async def push(self, items: Iterable[Found]) -> int:
         """Push everything, until a signal or the time limit stops it; the exit code."""
         with told_of_signals(lambda name: self.stop(Interrupted(f"stopped by {name}; {self._remains()}"))):
             await self.run(items)
         self.say_cut_short()
         return self.finish()
 
-    async def run(self, items: Iterable[Item | LeftOut]) -> None:
+    async def run(self, items: Iterable[Found]) -> None:
         """Push everything; after a stop, what has not begun is not begun. Raises only what nobody
         expected, or what the report raised."""
         self._began = asyncio.get_running_loop().time()
         with limited(self._wishes.timeout, self._on_timeout):
             async with Sender(self._wishes.peer, self._wishes.sender) as sender:
                 self._sender = sender
-                self._pushes = pushes = sender.many(self._options(), self)
+                self._pushes = pushes = sender.many(self._options(), self, compare=self._wishes.several)
                 # A stop that arrived meanwhile has its turn.
                 await asyncio.sleep(0)
                 if self._stopped is None:
@@ -112,6 +113,7 @@ class Run:
             state=wishes.state,
             conflict=wishes.conflict,
             resume=wishes.resume,
+            whole=wishes.whole,
             streams=wishes.streams,
             digest=wishes.digest,
             pump=wishes.pump,
@@ -141,7 +143,7 @@ class Run:
 
     # --- progress --------------------------------------------------------------
 
-    async def _watched(self, pushes: ManyPushes, items: Iterable[Item | LeftOut]) -> None:
+    async def _watched(self, pushes: ManyPushes, items: Iterable[Found]) -> None:
         """Push, reporting progress meanwhile."""
         loop = asyncio.get_running_loop()
         pushing = asyncio.create_task(pushes.run(items))
@@ -168,7 +170,7 @@ class Run:
         for each in running:
             tally = each.tally
             sent += tally.sent
-            done += min(tally.sent + tally.resumed, tally.total or 0)
+            done += min(tally.sent + tally.resumed + tally.reused, tally.total or 0)
             ours.add(tally.ours)
             theirs.add(tally.theirs)
             if len(each.items) == 1:
@@ -211,6 +213,13 @@ class Run:
             if each.error is not None:
                 self._explain(each.item.name, each.error)
 
+    def parts_ended(self, endings: Sequence[PartEnded]) -> None:
+        for each in endings:
+            self.totals.add_part(each)
+            self._report.part_ended(each)
+            if each.error is not None:
+                self._explain(each.part.name, each.error)
+
     def _explain(self, name: str, error: Exception) -> None:
         if not isinstance(error, TdxError):
             return  # it ends the run, and is told as what did
@@ -239,6 +248,7 @@ def _ending(ended: Ended) -> Ending:
             result.root,
             result.path,
             together=ended.together,
+            reused_bytes=ended.reused,
         )
     error = ended.error
     if isinstance(error, TdxError):
@@ -246,5 +256,12 @@ def _ending(ended: Ended) -> Ending:
     else:
         failure = Failure("internal", f"{type(error).__name__}: {error}", INTERNAL)
     return Ending(
-        "failed", ended.item.name, ended.size, ended.sent, ended.resumed, ended.seconds, error=failure
+        "failed",
+        ended.item.name,
+        ended.size,
+        ended.sent,
+        ended.resumed,
+        ended.seconds,
+        error=failure,
+        reused_bytes=ended.reused,
     )

@@ -13,7 +13,7 @@ from tdx.policy.exits import worst
 from tdx_cli.text import flush_said, rate_of, say, seconds_of, size_of
 
 if TYPE_CHECKING:
-    from tdx.control.items import Item
+    from tdx.control.items import Item, PartEnded
     from tdx.control.progress import Tally
 
 OUTCOMES: Final = {"published": "done", "identical": "identical", "skipped": "skipped"}
@@ -54,6 +54,7 @@ class Ending:
     path: str | None = None
     error: Failure | None = None
     together: bool = False
+    reused_bytes: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -62,11 +63,16 @@ class Ending:
 
 @dataclass(slots=True)
 class Totals:
-    """The sum of the files that have ended."""
+    """The sum of the files that have ended, and apart from them of the folders and links that are at the
+    peer; ``refused`` are those that are not."""
 
     files: int = 0
+    folders: int = 0
+    links: int = 0
+    refused: int = 0
     sent_bytes: int = 0
     resumed_bytes: int = 0
+    reused_bytes: int = 0
     events: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("done", "identical", "skipped", "failed"), 0)
     )
@@ -76,8 +82,18 @@ class Totals:
         self.files += 1
         self.sent_bytes += ending.sent_bytes
         self.resumed_bytes += ending.resumed_bytes
+        self.reused_bytes += ending.reused_bytes
         self.events[ending.event] += 1
         self.codes.add(ending.exit_code)
+
+    def add_part(self, ending: PartEnded) -> None:
+        if ending.error is not None:
+            self.refused += 1
+            self.codes.add(ending.error.exit_code)
+        elif kind_of(ending) == "folder":
+            self.folders += 1
+        else:
+            self.links += 1
 
 
 @dataclass(slots=True)
@@ -91,6 +107,11 @@ class Overall:
     size: int | None
     sent: int
     bottleneck: str | None
+
+
+def kind_of(ending: PartEnded) -> str:
+    """``folder`` or ``link``."""
+    return type(ending.part).__name__.lower()
 
 
 class Report:
@@ -112,6 +133,9 @@ class Report:
 
     def ended(self, ending: Ending) -> None:
         """A file that was started has ended."""
+
+    def part_ended(self, ending: PartEnded) -> None:
+        """A folder or a link has ended. Nobody was told before that it began."""
 
     def flush(self) -> None:
         """Nothing more happens for now."""
@@ -153,6 +177,7 @@ class JsonReport(Report):
                 "phase": tally.phase,
                 "sent_bytes": tally.sent,
                 "resumed_bytes": tally.resumed,
+                "reused_bytes": tally.reused,
                 "checked_bytes": tally.checked,
                 "retries": tally.retries,
                 "seconds": round(elapsed, 6),
@@ -170,10 +195,23 @@ class JsonReport(Report):
                 "size": ending.size,
                 "sent_bytes": ending.sent_bytes,
                 "resumed_bytes": ending.resumed_bytes,
+                "reused_bytes": ending.reused_bytes,
                 "seconds": round(ending.seconds, 6),
                 "root": ending.root,
                 "path": ending.path,
                 "error": None if error is None else error.document(),
+            }
+        )
+
+    def part_ended(self, ending: PartEnded) -> None:
+        error = ending.error
+        self._say(
+            {
+                "event": kind_of(ending),
+                "name": ending.part.name,
+                "outcome": ending.outcome,
+                "path": ending.path,
+                "error": None if error is None else Failure.of(error).document(),
             }
         )
 
@@ -186,8 +224,12 @@ class JsonReport(Report):
                 "event": "summary",
                 "files": totals.files,
                 **totals.events,
+                "folders": totals.folders,
+                "links": totals.links,
+                "refused": totals.refused,
                 "sent_bytes": totals.sent_bytes,
                 "resumed_bytes": totals.resumed_bytes,
+                "reused_bytes": totals.reused_bytes,
                 "seconds": round(seconds, 6),
                 "exit_code": worst(totals.codes),
             }
@@ -200,14 +242,22 @@ class JsonReport(Report):
 
 
 class TextReport(Report):
-    """A line on standard output for each file that is at the peer now."""
+    """A line on standard output for each file that is at the peer now. ``brief``: only for each that was
+    sent; others, and folders and links, are in the sum."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, *, brief: bool = False) -> None:
         self._peer = peer
+        self._brief = brief
 
     def ended(self, ending: Ending) -> None:
-        if ending.error is None:
+        if ending.error is None and not (self._brief and ending.event in ("identical", "skipped")):
             say(self._line(ending), flush=False)
+
+    def part_ended(self, ending: PartEnded) -> None:
+        if ending.error is None and not self._brief:
+            what = {"same": "already at", "made": "made at", "skipped": "left out, taken at"}[ending.outcome]
+            name, path = shown(ending.part.name), shown(ending.path or "")
+            say(f"{name}: {kind_of(ending)} {what} {self._peer} as {path}", flush=False)
 
     def _line(self, ending: Ending) -> str:
         name, path = shown(ending.name), shown(ending.path or "")
@@ -221,6 +271,9 @@ class TextReport(Report):
         line += f" in {seconds_of(ending.seconds)} ({rate_of(ending.sent_bytes, ending.seconds)})"
         if ending.resumed_bytes:
             line += f", {size_of(ending.resumed_bytes)} resumed"
+        if ending.reused_bytes:
+            taken = size_of(ending.reused_bytes)
+            line += f", {size_of(ending.sent_bytes)} sent, {taken} taken from the earlier version"
         return line
 
     def flush(self) -> None:
@@ -228,8 +281,14 @@ class TextReport(Report):
 
     def summary(self, totals: Totals, seconds: float) -> None:
         counts = ", ".join(f"{count} {event}" for event, count in totals.events.items() if count)
+        others = {
+            "folders": totals.folders,
+            "links": totals.links,
+            "folders or links refused": totals.refused,
+        }
+        parts = "".join(f"; {count} {what}" for what, count in others.items() if count)
         say(
-            f"{totals.files} files: {counts or 'none'}; {size_of(totals.sent_bytes)} sent in"
+            f"{totals.files} files: {counts or 'none'}{parts}; {size_of(totals.sent_bytes)} sent in"
             f" {seconds_of(seconds)}"
         )
 
@@ -259,6 +318,10 @@ class Several(Report):
     def ended(self, ending: Ending) -> None:
         for report in self._reports:
             report.ended(ending)
+
+    def part_ended(self, ending: PartEnded) -> None:
+        for report in self._reports:
+            report.part_ended(ending)
 
     def flush(self) -> None:
         for report in self._reports:

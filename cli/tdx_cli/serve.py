@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from tdx_cli.logs import FORMATS, log_to
 from tdx_cli.notify import notify, notify_reloading, notify_status, watchdog_seconds
 from tdx_cli.options import config_option, state_option
 from tdx_cli.text import say
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PUMPS: Final = ("auto", "splice", "buffered")
 LEVELS: Final = ("debug", "info", "warning", "error")
+STDERR: Final = 2
 
 
 @click.command("serve", short_help="Receive files into a folder.")
@@ -49,6 +50,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 @state_option("Where receipts, this device's key and the trusted devices are kept.")
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
 @click.option("--log-level", type=click.Choice(LEVELS), help="How much to log on standard error.")
+@click.option("--log-format", type=click.Choice(FORMATS), help="How: lines for people, or JSON objects.")
 def command(
     folder: Path | None,
     listen: tuple[tuple[str, int], ...],
@@ -58,6 +60,7 @@ def command(
     state: Path | None,
     pump: str | None,
     log_level: str | None,
+    log_format: str | None,
 ) -> None:
     """Receive files into DIR until SIGTERM or Ctrl-C.
 
@@ -81,6 +84,7 @@ def command(
         metrics=metrics,
         state=state,
         log_level=log_level,
+        log_format=log_format,
         on_receive=on_receive or (),
     )
 
@@ -88,7 +92,7 @@ def command(
         return merge({} if config is None else load(config), flags)
 
     merged = configure()
-    _log_to_stderr(merged.log_level)
+    log_to(STDERR, merged.log_level, merged.log_format)
     from tdx.control import serve
 
     hooks = serve.Hooks(
@@ -124,11 +128,3 @@ def _alive() -> None:
 
 def _stopping() -> None:
     notify("STOPPING=1")
-
-
-def _log_to_stderr(level: str) -> None:
-    import logging
-
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )

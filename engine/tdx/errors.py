@@ -307,19 +307,19 @@ class DigestMismatch(TdxError):
     code, status, exit_code, permanent = "digest-mismatch", 400, 65, True
 
 
-def disk_failure(what: str, error: OSError) -> TdxError:
-    """The error of the tree for a call to the receiver's disk that failed; ``what`` begins its message."""
+def disk_failure(what: str, error: OSError, whose: str = "the receiver") -> TdxError:
+    """The error of the tree for a call to the disk of ``whose`` that failed; ``what`` begins its message."""
     code = error.errno
     if code == errno.ENOSPC:
-        return NoSpace(f"{what}: no space left on the receiver's disk (or no inodes)")
+        return NoSpace(f"{what}: no space left on {whose}'s disk (or no inodes)")
     if code == errno.EDQUOT:
-        return NoSpace(f"{what}: the receiver's quota on its disk is used up")
+        return NoSpace(f"{what}: {whose}'s quota on its disk is used up")
     if code == errno.EFBIG:
-        return TooLarge(f"{what}: so large a file is not taken by the receiver's filesystem, or its limits")
+        return TooLarge(f"{what}: so large a file is not taken by {whose}'s filesystem, or its limits")
     if code == errno.EROFS:
-        return StorageUnusable(f"{what}: the receiver's filesystem is read-only; see what its log says of it")
+        return StorageUnusable(f"{what}: {whose}'s filesystem is read-only; see what its log says of it")
     if code in (errno.EMFILE, errno.ENFILE):
-        return Busy(f"{what}: the receiver has too many files open; try again later")
+        return Busy(f"{what}: {whose} has too many files open; try again later")
     return StorageError(f"{what}: {error.strerror or error}")
 
 

@@ -29,6 +29,10 @@ EXTENTS_AIMED_AT: Final = 1024
 DIGEST_SIZE: Final = 16
 PART: Final = 256 << 10
 """An extent may travel in parts, over several connections at once: each begins on a multiple of this."""
+BLOCK: Final = 4096
+"""Bytes that are compared on their own where two versions of an extent differ: a page of a database, or of
+a machine's disk."""
+BLOCK_DIGEST_SIZE: Final = 8
 BUFFER_FOR_HASHING: Final = MIB
 """Reads that feed a hasher: well above the 64 KiB under which xxhash keeps the GIL."""
 ALGORITHM: Final = "xxh3-128"
@@ -51,6 +55,13 @@ def new_hasher() -> Hasher:
 def digest_of(data: bytes | bytearray | memoryview) -> bytes:
     """XXH3-128 of ``data``: 16 bytes, canonical (big-endian) form."""
     return xxhash.xxh3_128_digest(data)
+
+
+def block_digests(data: memoryview) -> bytes:
+    """XXH3-64 of each block of ``data``, 8 bytes each (big-endian), in order; the last may be short. They
+    say where two extents differ, and never that they are the same."""
+    digest = xxhash.xxh3_64_digest
+    return b"".join([digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)])
 
 
 def extent_size_for(length: int | None) -> int:
@@ -132,3 +143,10 @@ class Root:
 
     def __str__(self) -> str:
         return f"{ALGORITHM}:{self.extent_size}:{self.value.hex()}"
+
+
+def root_of_small(digest: bytes, length: int) -> str:
+    """The written root of a file of at most :data:`MIN_EXTENT` bytes, of which this is the digest: what
+    ``str(Root.over(...))`` gives, in a quarter of the time."""
+    value = xxhash.xxh3_128_hexdigest((digest if length else b"") + length.to_bytes(8, "big"))
+    return f"{ALGORITHM}:{MIN_EXTENT}:{value}"

@@ -199,6 +199,9 @@ class Metrics:
         self.resumed_bytes = Counter(
             "tdx_resumed_bytes_total", "Bytes that were held already when an upload was continued."
         )
+        self.reused_bytes = Counter(
+            "tdx_reused_bytes_total", "Bytes of new files that were taken from the files they replace."
+        )
         self.retries = Counter(
             "tdx_retries_total", "Times a request was tried again after a failure.", ("reason",)
         )

@@ -107,7 +107,8 @@ class UploadSpec:
     id, by which a replayed request finds its receipt. ``expires_after`` is the
     idle lifetime in seconds. ``by_name`` says that no id was given out: a plain PUT,
     which its owner continues by name and length alone. ``claims`` are digests of the whole
-    file that were told when the upload was created.
+    file that were told when the upload was created. ``sparse``: the source has holes, so that
+    blocks of zeros are to take no room in the published file either.
     """
 
     owner: Owner
@@ -124,6 +125,7 @@ class UploadSpec:
     expires_after: float = 7 * 86400.0
     by_name: bool = False
     claims: tuple[Claim, ...] = ()
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)

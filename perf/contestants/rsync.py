@@ -36,9 +36,12 @@ class Rsync:
     compressed. rsync checks each file with its own whole-file checksum (XXH3-128 where both ends are 3.2
     or newer). It has ``--fsync``, which would be one per file: ``then_sync`` is what it does better with,
     one ``sync`` of the target's filesystem after it, within the time measured.
+
+    ``delta``: as it is by default, sending what differs from an earlier copy, and into a temporary file.
     """
 
     then_sync: bool = False
+    delta: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +66,9 @@ class Rsync:
             own = [program, "--daemon", "--no-detach", f"--config={configuration}"]
 
             def copy(source: Path) -> Sequence[str]:
-                flags = ["-rlptW" if source.is_dir() else "-W", "--inplace"]
+                kept = "-rlpt" if source.is_dir() else "-t"
+                whole = ["-rlptW" if source.is_dir() else "-W", "--inplace"]
+                flags = [kept] if self.delta else whole
                 alone = [program, *flags, str(source), f"rsync://{HOST}:{port}/target/"]
                 if not self.then_sync:
                     return alone

@@ -20,7 +20,8 @@ NOWHERE = "no..such..peer"
 
 PART_KEYS = [
     *("item", "peer", "outcome", "files", "done", "identical", "skipped", "failed"),
-    *("sent_bytes", "resumed_bytes", "seconds", "error", "exit_code"),
+    *("folders", "links", "refused", "sent_bytes", "resumed_bytes", "reused_bytes"),
+    *("seconds", "error", "exit_code"),
 ]
 
 
@@ -206,7 +207,7 @@ def test_a_peer_that_falls_silent_ends_for_itself(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mute = f"127.0.0.1:{silent.getsockname()[1]}"
         items: list[dict[str, Any]] = [
-            {"sources": ["source"], "recursive": True, "stall_timeout": 0.3, "retries": 0}
+            {"sources": ["source"], "recursive": True, "stall_timeout": 3, "retries": 0}
         ]
         write_batch(file, items, peers=[mute, receiver.address], conflict="skip")
         done = tdx("batch", file, "--json")
@@ -225,6 +226,38 @@ def test_a_batch_that_does_not_say_its_conflict_mode_is_78(
         f'tdx: {file}: item "a": conflict is missing: a batch says what is done where a name is taken '
         "(rename, overwrite, skip, error), here or under [defaults]\n"
     )
+
+
+def test_what_is_no_pattern_is_78(tdx: Tdx, file: Path) -> None:
+    write_batch(file, [{"sources": ["x"], "exclude": ["!"]}], peer="nas", conflict="skip")
+    done = tdx("batch", file)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f'tdx: {file}: item "a": ')
+
+
+def test_what_links_lead_to_arrives_and_what_is_excluded_does_not(
+    tdx: Tdx, receiver: RunningReceiver, source: Path, file: Path
+) -> None:
+    (source / "link").symlink_to("big")
+    write_batch(
+        file,
+        [
+            {
+                "sources": ["source"],
+                "recursive": True,
+                "links": "follow",
+                "exclude": ["b*"],
+                "include": ["big"],
+            }
+        ],
+        peer=receiver.address,
+        conflict="overwrite",
+    )
+    (source / "sub" / "bad").write_bytes(b"x")
+    done = tdx("batch", file, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert receiver.visible() == ["source/big", "source/link", "source/small", "source/sub/deep"]
+    assert events_in(done.stdout)[-1]["files"] == 4
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tdx.config.batch import BatchItem
-from tdx.control.items import Item, LeftOut
+from tdx.control.items import Folder, Item, LeftOut, Link
 from tdx.errors import SourceError, UsageError
 from tdx.model import Conflict, FileName
-from tdx_cli.batch_plan import find, items_of
+from tdx_cli.batch_plan import find, items_of, patterns_of
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def item(tree: Path, *sources: str, **wishes: object) -> BatchItem:
 
 def planned(wanted: BatchItem) -> dict[str, str]:
     """What would be pushed: names at the peer, and the ends of the paths here."""
-    found = list(items_of(wanted, find(wanted)))
-    assert [each.error for each in found if isinstance(each, Item)] == [None] * len(found)
-    return {each.name: os.path.basename(each.path) for each in found if isinstance(each, Item)}
+    found = [each for each in items_of(wanted, find(wanted)) if isinstance(each, Item)]
+    assert [each.error for each in found] == [None] * len(found)
+    return {each.name: os.path.basename(each.path) for each in found}
 
 
 def noted(wanted: BatchItem) -> list[str]:
@@ -42,7 +42,7 @@ def noted(wanted: BatchItem) -> list[str]:
     for each in items_of(wanted, find(wanted)):
         if isinstance(each, LeftOut):
             said.append(each.reason)
-        elif each.error is not None:
+        elif isinstance(each, Item) and each.error is not None:
             assert isinstance(each.error, SourceError)
             said.append(each.error.message)
     return said
@@ -158,3 +158,28 @@ def test_a_folder_that_cannot_be_searched_is_an_error_beside_what_was_found(
     wanted = item(tree, "photos/**/*.jpg")
     assert noted(wanted) == [f"{tree}/photos/sub/deep/: cannot be read: Permission denied"]
     assert len(list(items_of(wanted, find(wanted)))) == 3
+
+
+def test_folders_and_with_links_preserve_links_are_pushed_too(tree: Path) -> None:
+    (tree / "photos" / "latest").symlink_to("a.jpg")
+    kinds = {
+        links: [
+            (type(each).__name__, each.name)
+            for each in items_of(wanted, find(wanted))
+            if isinstance(each, Folder | Link)
+        ]
+        for links in ("skip", "preserve")
+        for wanted in [item(tree, "photos", recursive=True, links=links, into=FileName("x"))]
+    }
+    folders = [("Folder", "x/photos"), ("Folder", "x/photos/sub"), ("Folder", "x/photos/sub/deep")]
+    assert kinds["skip"] == folders
+    assert sorted(kinds["preserve"]) == [*folders, ("Link", "x/photos/latest")]
+
+
+def test_what_is_excluded_from_folders_is_passed_over_and_included_again(tree: Path) -> None:
+    wanted = item(tree, "photos", recursive=True, exclude=("*.jpg",))
+    assert list(planned(wanted)) == ["photos/sub/c.png"]
+    assert list(planned(replace(wanted, include=("b.jpg",)))) == ["photos/sub/b.jpg", "photos/sub/c.png"]
+    assert noted(wanted) == []
+    with pytest.raises(UsageError, match="exclude"):
+        patterns_of(replace(wanted, exclude=("!",)))

@@ -86,19 +86,38 @@ def test_a_dry_run_tells_scripts_the_same(tdx: Tdx, source: Path, file: Path) ->
     assert [(event["event"], event["item"], event["peer"], event["name"]) for event in events] == [
         ("planned", "a", "nas:8390", "small"),
         ("planned", "a", "desk:8390", "small"),
-        ("failed", "b", "nas:8390", "gone"),
+        ("planned", "b", "nas:8390", "gone"),
     ]
     assert (events[0]["size"], events[0]["source"], events[0]["error"]) == (1000, f"{source}/small", None)
     assert events[2]["error"]["exit_code"] == 66
     assert summary == {
-        "event": "summary",
+        "event": "plan",
         "batch": "nightly",
-        "dry_run": True,
         "items": [
-            {"item": "a", "peer": peer, "conflict": "skip", "files": 1, "bytes": 1000, "exit_code": 0}
+            {
+                "item": "a",
+                "peer": peer,
+                "conflict": "skip",
+                "files": 1,
+                "folders": 0,
+                "links": 0,
+                "bytes": 1000,
+                "exit_code": 0,
+            }
             for peer in ("nas:8390", "desk:8390")
         ]
-        + [{"item": "b", "peer": "nas:8390", "conflict": "skip", "files": 0, "bytes": 0, "exit_code": 66}],
+        + [
+            {
+                "item": "b",
+                "peer": "nas:8390",
+                "conflict": "skip",
+                "files": 0,
+                "folders": 0,
+                "links": 0,
+                "bytes": 0,
+                "exit_code": 66,
+            }
+        ],
         "exit_code": 66,
     }
 

@@ -70,8 +70,12 @@ def test_the_summary_has_every_part_and_their_sum(capsys: pytest.CaptureFixture[
         "identical": 1,
         "skipped": 0,
         "failed": 1,
+        "folders": 0,
+        "links": 0,
+        "refused": 0,
         "sent_bytes": (2 << 20) + 5,
         "resumed_bytes": 1 << 20,
+        "reused_bytes": 0,
         "seconds": 2.5,
         "exit_code": 66,
     }

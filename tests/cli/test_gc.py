@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from support.commands import PATIENCE, RunningReceiver, Tdx, events_of, parsed
-from tdx.integrity import MIB
+from tdx.integrity import MIB, Root
+from tdx.store.roots import Roots
 
 
 def leave_partial(tdx: Tdx, receiver: RunningReceiver, tmp_path: Path) -> None:
@@ -26,7 +27,9 @@ def test_a_partial_is_removed_once_it_is_old_enough(
     leave_partial(tdx, receiver, tmp_path)
     kept = tdx("gc", "--dir", receiver.folder, "--json")
     assert (kept.returncode, kept.stderr) == (0, "")
-    assert parsed(kept.stdout) == [{"event": "summary", "uploads": 0, "bytes": 0, "digest_logs": 0}]
+    assert parsed(kept.stdout) == [
+        {"event": "summary", "uploads": 0, "bytes": 0, "digest_logs": 0, "roots": 0}
+    ]
     assert len(receiver.partials()) == 1
     removed = tdx("gc", "--dir", receiver.folder, "--older-than", "0", "--json")
     assert (removed.returncode, removed.stderr) == (0, "")
@@ -67,9 +70,14 @@ def test_old_digests_are_removed_and_new_ones_kept(tdx: Tdx, tmp_path: Path) -> 
     for name, age in (("old", 40 * 86400), ("new", 20 * 86400)):
         (folder / f"{name}.digests").write_text("")
         os.utime(folder / f"{name}.digests", (time.time() - age, time.time() - age))
+    roots = Roots(tmp_path / "state", time.time() - 50 * 86400)
+    roots.remember((folder / "new.digests").stat(), str(Root.over([], 0, 4 * MIB)))
+    roots.close()
+    said = "0 uploads (0 B), the digests of {} sources and the roots of {} files removed\n"
     done = tdx("gc")
-    assert (done.returncode, done.stdout) == (0, "0 uploads (0 B) and the digests of 1 sources removed\n")
+    assert (done.returncode, done.stdout) == (0, said.format(1, 0))
     assert [path.name for path in folder.iterdir()] == ["new.digests"]
+    assert tdx("gc", "--older-than", "45d").stdout == said.format(0, 1)
 
 
 def test_a_folder_that_never_received_is_left_as_it_is(tdx: Tdx, tmp_path: Path) -> None:

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tdx.control.items import Item, LeftOut
+from tdx.control.items import Folder, Item, LeftOut
+from tdx.control.patterns import Patterns
+from tdx.control.walk import Links
 from tdx.errors import SourceError, UsageError
 from tdx_cli.plan import check, plan
 
 
 def named(paths: list[str], name: str | None = None, *, recursive: bool = True) -> list[str]:
+    """The files, by their names, and why others are left out."""
     return [
         item.name if isinstance(item, Item) else f"({item.reason})"
         for item in plan(paths, name=name, recursive=recursive)
+        if isinstance(item, Item | LeftOut)
     ]
 
 
@@ -89,6 +93,21 @@ def test_a_loop_of_links_ends(tree: Path) -> None:
     assert "(is a symbolic link)" in named([str(tree)])
 
 
+def test_folders_are_pushed_too_but_not_one_that_has_no_name(tree: Path) -> None:
+    found = [each.name for each in plan([str(tree)], name=None, recursive=True) if isinstance(each, Folder)]
+    assert found == ["tree", "tree/b", "tree/b/deep", "tree/empty"]
+    found = [each.name for each in plan([str(tree)], name="", recursive=True) if isinstance(each, Folder)]
+    assert found == ["b", "b/deep", "empty"]
+
+
+def test_patterns_and_links_say_nothing_of_the_paths_themselves(tree: Path) -> None:
+    (tree / "link").symlink_to("b")
+    paths = [str(tree / "link"), str(tree / "a.txt")]
+    patterns = Patterns(["link", "a.txt", "z"])
+    found = plan(paths, name=None, recursive=True, links=Links.PRESERVE, patterns=patterns)
+    assert [each.name for each in found if isinstance(each, Item)] == ["link/deep/c", "a.txt"]
+
+
 def test_a_folder_needs_r(tree: Path) -> None:
     (item,) = plan([str(tree)], name=None, recursive=False)
     assert isinstance(item, Item)
@@ -98,7 +117,7 @@ def test_a_folder_needs_r(tree: Path) -> None:
 
 def test_a_folder_that_goes_away_is_an_error_of_its_own(tree: Path) -> None:
     found = plan([str(tree)], name=None, recursive=True)
-    assert isinstance(next(found), Item)
+    assert [type(next(found)) for _ in range(2)] == [Folder, Item]
     (tree / "b" / "z").unlink()
     (tree / "b" / "deep" / "c").unlink()
     (tree / "b" / "deep").rmdir()

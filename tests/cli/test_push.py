@@ -19,7 +19,10 @@ from support.commands import COMMAND, PATIENCE, RunningReceiver, Tdx, events_of,
 from support.devices import trust
 from tdx.integrity import MIB
 
-RESULT_KEYS = ["event", "name", "size", "sent_bytes", "resumed_bytes", "seconds", "root", "path", "error"]
+RESULT_KEYS = [
+    *("event", "name", "size", "sent_bytes", "resumed_bytes", "reused_bytes"),
+    *("seconds", "root", "path", "error"),
+]
 AS_ROOT = os.getuid() == 0
 
 

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from tdx.control.items import Item
+from tdx.control.items import Folder, Item, Link, PartEnded
 from tdx.control.progress import Tally
 from tdx.errors import Exists
 from tdx_cli.report import Ending, Failure, JsonReport, Report, Several, TextReport, Totals, json_interval
 
 ROOT = "xxh3-128:4194304:" + "0" * 32
 DONE = Ending("done", "a", 3 << 30, 2 << 30, 1 << 30, 2.0, ROOT, "a (1)")
+FOLDER = Folder("/src/d", "d", 0, 0o755)
+LINK = Link("/src/l", "l", 0, "d")
 FAILED = Ending("failed", "b", None, 5, 0, 0.1, error=Failure.of(Exists("b: it is there")))
 
 
@@ -30,7 +32,7 @@ def test_a_result_line_has_these_keys_in_this_order(capsys: pytest.CaptureFixtur
     (line,) = lines(capsys)
     assert line == (
         '{"event":"done","name":"a","size":3221225472,"sent_bytes":2147483648,"resumed_bytes":1073741824,'
-        f'"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null}}'
+        f'"reused_bytes":0,"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null}}'
     )
 
 
@@ -38,8 +40,9 @@ def test_a_failure_says_why_in_its_error(capsys: pytest.CaptureFixture[str]) -> 
     JsonReport("peer:1").ended(FAILED)
     (line,) = lines(capsys)
     assert line == (
-        '{"event":"failed","name":"b","size":null,"sent_bytes":5,"resumed_bytes":0,"seconds":0.1,'
-        '"root":null,"path":null,"error":{"code":"exists","message":"b: it is there","exit_code":73}}'
+        '{"event":"failed","name":"b","size":null,"sent_bytes":5,"resumed_bytes":0,"reused_bytes":0,'
+        '"seconds":0.1,"root":null,"path":null,'
+        '"error":{"code":"exists","message":"b: it is there","exit_code":73}}'
     )
 
 
@@ -53,15 +56,19 @@ def test_the_summary_counts_and_carries_the_worst_code(capsys: pytest.CaptureFix
         "identical": 0,
         "skipped": 0,
         "failed": 1,
+        "folders": 0,
+        "links": 0,
+        "refused": 0,
         "sent_bytes": (4 << 30) + 5,
         "resumed_bytes": 2 << 30,
+        "reused_bytes": 0,
         "seconds": 4.0,
         "exit_code": 73,
     }
 
 
 def test_progress_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
-    tally = Tally(total=100, phase="sending", sent=10, resumed=50, checked=0, retries=2)
+    tally = Tally(total=100, phase="sending", sent=10, resumed=50, reused=20, checked=0, retries=2)
     JsonReport("peer:1").progress(Item("a", "a"), tally, 0.25, "network")
     (line,) = lines(capsys)
     assert json.loads(line) == {
@@ -71,6 +78,7 @@ def test_progress_tells_what_is_known(capsys: pytest.CaptureFixture[str]) -> Non
         "phase": "sending",
         "sent_bytes": 10,
         "resumed_bytes": 50,
+        "reused_bytes": 20,
         "checked_bytes": 0,
         "retries": 2,
         "seconds": 0.25,
@@ -106,6 +114,10 @@ def test_the_interval_of_progress_grows_with_the_time(elapsed: float, seconds: f
         (DONE, "a -> a (1) at peer:1  3.0 GiB in 2.0 s (1.0 GiB/s), 1.0 GiB resumed"),
         (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a"), "a -> a at peer:1  10 B in 0.5 s (20 B/s)"),
         (Ending("done", "a", 10, 10, 0, 0.5, ROOT, "a", together=True), "a -> a at peer:1  10 B"),
+        (
+            Ending("done", "a", 3, 1, 0, 1.0, ROOT, "a", reused_bytes=2),
+            "a -> a at peer:1  3 B in 1.0 s (1 B/s), 1 B sent, 2 B taken from the earlier version",
+        ),
         (Ending("identical", "a", 10, 0, 0, 0.5, ROOT, "a"), "a: already at peer:1 as a, identical"),
         (Ending("skipped", "a\n", 10, 0, 0, 0.5, None, "a\n"), "a�: left out, peer:1 already has a�"),
     ],
@@ -118,6 +130,57 @@ def test_people_get_one_line_a_file(ending: Ending, line: str, capsys: pytest.Ca
 def test_a_failure_is_left_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     TextReport("peer:1").ended(FAILED)
     assert lines(capsys) == []
+
+
+def test_of_several_files_people_get_lines_of_what_was_sent_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for event in ("done", "identical", "skipped"):
+        TextReport("peer:1", brief=True).ended(Ending(event, event, 10, 0, 0, 0.5, ROOT, "a", together=True))
+    TextReport("peer:1", brief=True).part_ended(PartEnded(FOLDER, "made", "d"))
+    assert lines(capsys) == ["done -> a at peer:1  10 B"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        ("made", "d: folder made at peer:1 as in/d"),
+        ("same", "d: folder already at peer:1 as in/d"),
+        ("skipped", "d: folder left out, taken at peer:1 as in/d"),
+    ],
+)
+def test_people_who_want_to_know_all_get_a_line_a_folder(
+    outcome: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    TextReport("peer:1").part_ended(PartEnded(FOLDER, outcome, "in/d"))
+    TextReport("peer:1").part_ended(PartEnded(FOLDER, "failed", error=Exists("d: it is there")))
+    assert lines(capsys) == [line]
+
+
+def test_a_folder_and_a_link_are_events_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonReport("peer:1").part_ended(PartEnded(FOLDER, "made", "in/d"))
+    JsonReport("peer:1").part_ended(PartEnded(LINK, "failed", error=Exists("l: it is there")))
+    assert lines(capsys) == [
+        '{"event":"folder","name":"d","outcome":"made","path":"in/d","error":null}',
+        (
+            '{"event":"link","name":"l","outcome":"failed","path":null,'
+            '"error":{"code":"exists","message":"l: it is there","exit_code":73}}'
+        ),
+    ]
+
+
+def test_folders_and_links_are_counted_apart_from_files(capsys: pytest.CaptureFixture[str]) -> None:
+    both = totals(DONE)
+    for part in (FOLDER, FOLDER, LINK):
+        both.add_part(PartEnded(part, "same", part.name))
+    both.add_part(PartEnded(LINK, "failed", error=Exists("l: it is there")))
+    Several([TextReport("peer:1"), JsonReport("peer:1")]).summary(both, 4.0)
+    line, event = lines(capsys)
+    assert line == "1 files: 1 done; 2 folders; 1 links; 1 folders or links refused; 2.0 GiB sent in 4.0 s"
+    summary = json.loads(event)
+    assert [summary[key] for key in ("files", "folders", "links", "refused", "failed", "exit_code")] == [
+        *(1, 2, 1, 1, 0, 73)
+    ]
 
 
 def test_people_get_a_sum(capsys: pytest.CaptureFixture[str]) -> None:

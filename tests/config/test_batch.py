@@ -72,6 +72,10 @@ def test_every_key_is_understood(file: Path) -> None:
         stall_timeout = 30
         digest = "sha-256"
         streams = 4
+        whole = true
+        links = "preserve"
+        exclude = ["*.tmp", "cache/"]
+        include = ["keep.tmp"]
         """,
     )
     assert (batch.name, batch.parallel, batch.jitter, batch.timeout) == ("all of it", 3, 900.0, 21600.0)
@@ -92,6 +96,10 @@ def test_every_key_is_understood(file: Path) -> None:
         "stall_timeout": 30.0,
         "digest": "sha-256",
         "streams": 4,
+        "whole": True,
+        "links": "preserve",
+        "exclude": ("*.tmp", "cache/"),
+        "include": ("keep.tmp",),
     }
 
 
@@ -178,6 +186,8 @@ def test_what_the_folder_of_the_file_is_called_is_no_pattern(tmp_path: Path) -> 
         (WHOLE + "limit_rate = true\n", "limit_rate must be a rate"),
         (WHOLE + "limit_rate = 1.5\n", "limit_rate must be a rate"),
         (WHOLE + "digest = 'md5'\n", "digest must be one of sha-256, sha-512"),
+        (WHOLE + "links = 'keep'\n", "links must be one of skip, follow, preserve"),
+        (WHOLE + "exclude = 'x'\n", "exclude must be a list of strings"),
         (WHOLE + "streams = 65\n", "streams must be a whole number from 1 to 64"),
         (WHOLE + "stall_timeout = '0s'\n", "stall_timeout must be a time above 0"),
         (WHOLE + "resume = 'yes'\n", "resume must be true or false"),

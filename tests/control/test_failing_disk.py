@@ -6,6 +6,7 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,10 +70,10 @@ def test_a_commit_is_answered_once_its_receipt_can_be_stored(
     assert upload.put(receiver, 0, CONTENT, len(CONTENT)).status == 200
     store, failures = Receipts.put, iter([True])
 
-    def put(self: Receipts, receipt: Receipt, *, lifetime: float) -> None:
+    def put(self: Receipts, receipt: Receipt, **more: Any) -> None:
         if next(failures, False):
             raise StorageError("the receipts are locked")
-        store(self, receipt, lifetime=lifetime)
+        store(self, receipt, **more)
 
     monkeypatch.setattr(Receipts, "put", put)
     assert upload.commit(receiver, CONTENT).status == 500

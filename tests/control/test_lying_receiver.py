@@ -18,7 +18,7 @@ from tdx.control.progress import PushResult, Tally
 from tdx.control.sender import SenderOptions
 from tdx.errors import TdxError
 from tdx.integrity import MIN_EXTENT, Root, cut, digest_of
-from tdx.model import Span
+from tdx.model import Conflict, Span
 
 SMALL = b"hello"
 LARGE = pattern(2 * MIN_EXTENT + 5)
@@ -244,3 +244,59 @@ def test_a_receiver_that_has_everything_from_the_start_is_sent_nothing(tmp_path:
         pushed(liar, tmp_path, LARGE)
     assert caught.value.exit_code == 76
     assert [asked.method for asked in liar.asked] == ["POST", "POST"]
+
+
+class TestWhatIsThere:
+    """A receiver that claims to have an earlier version."""
+
+    def ended(self, tmp_path: Path, same: object, needed: object, patched: object) -> tuple[int, Liar]:
+        created = {"id": ID, "epoch": 1, "extent_size": MIN_EXTENT, "held": [], "base": len(LARGE)}
+        answers = {"base": {"same": same}, "blocks": {"needed": needed}, "patch": {"same": patched}}
+
+        def lie(asked: Asked) -> Lie:
+            step = asked.target.rpartition("/")[2]
+            if step in answers:
+                return message(200, json.dumps(answers[step]).encode())
+            if step == "commit":
+                return message(200, json.dumps(receipt(LARGE)).encode())
+            opened = asked.target.startswith("/files")
+            return message(201 if opened else 200, json.dumps(created if opened else {}).encode())
+
+        path = tmp_path / "source"
+        path.write_bytes(LARGE)
+        with lying(lie) as liar:
+            impatient = SenderOptions(retries=1, stall_timeout=0.5)
+            try:
+                push(liar.peer, path, tmp_path / "sender", sender=impatient, conflict=Conflict.OVERWRITE)
+            except TdxError as error:
+                return error.exit_code, liar
+            return 0, liar
+
+    @pytest.mark.parametrize("same", [None, "all", [[0]], [[5, 2]], [[0, len(LARGE) + 1]], [["0", 1]], {}])
+    def test_nonsense_about_what_is_the_same_is_76(self, tmp_path: Path, same: object) -> None:
+        assert self.ended(tmp_path, same, [], [])[0] == 76
+
+    @pytest.mark.parametrize(
+        "needed",
+        [None, [[0, 100]], [[1, 4096]], [[0, len(LARGE) + 1]], [[4096, 0]], "none"],
+        ids=["nothing", "half a block", "off a block", "beyond", "backwards", "words"],
+    )
+    def test_nonsense_about_blocks_is_76(self, tmp_path: Path, needed: object) -> None:
+        assert self.ended(tmp_path, [], needed, [])[0] == 76
+
+    def test_blocks_of_an_extent_that_it_was_not_told_of_are_not_sent(self, tmp_path: Path) -> None:
+        code, liar = self.ended(tmp_path, [[0, MIN_EXTENT]], [[0, 4096]], [])
+        assert code == 76
+        assert not any(asked.target.endswith("/patch") for asked in liar.asked)
+
+    def test_what_it_asks_for_and_does_not_keep_is_sent_as_a_whole(self, tmp_path: Path) -> None:
+        code, liar = self.ended(tmp_path, [], [[0, 4096]], [])
+        assert code == 0
+        sent = sum(len(asked.body) for asked in liar.asked if asked.method == "PUT")
+        assert sent == len(LARGE)
+
+    def test_a_patch_has_nothing_but_the_blocks_it_asked_for(self, tmp_path: Path) -> None:
+        _, liar = self.ended(tmp_path, [], [[4096, 8192]], [[0, len(LARGE)]])
+        (asked,) = [asked for asked in liar.asked if asked.target.endswith("/patch")]
+        assert asked.body.endswith(LARGE[4096:8192])
+        assert len(asked.body) == 4 + 3 * 20 + 12 + 4096

@@ -26,7 +26,7 @@ from tdx.errors import (
     Unreachable,
     VerificationFailed,
 )
-from tdx.integrity import Root, digest_of
+from tdx.integrity import MIB, Root, digest_of
 from tdx.metrics import Metrics
 from tdx.model import Conflict, Outcome
 from tdx.policy.rules import Policy, Rule
@@ -143,6 +143,26 @@ def test_holes_are_neither_sent_nor_stored(receiver: RunningReceiver, tmp_path: 
     assert receiver.visible() == {"sparse.img": bytes(2 * EXTENT) + data + bytes(6 * EXTENT + 100)}
     assert (receiver.folder / "sparse.img").stat().st_blocks * 512 < 2 * EXTENT
     assert push(receiver.peer, path, tmp_path / "sender").outcome is Outcome.IDENTICAL
+
+
+@pytest.mark.parametrize("size", [EXTENT // 2, 3 * EXTENT])
+def test_holes_too_small_to_be_told_are_made_again(
+    receiver: RunningReceiver, tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "sparse.img"
+    with path.open("wb") as file:
+        file.truncate(size)
+        for at in range(0, size, MIB // 2):
+            file.seek(at)
+            file.write(pattern(4096))
+    taken = path.stat().st_blocks
+    if taken * 512 > size // 2:
+        pytest.skip("this filesystem keeps no holes")
+    assert push(receiver.peer, path, tmp_path / "sender").sent_bytes == size
+    arrived = receiver.folder / "sparse.img"
+    assert arrived.read_bytes() == path.read_bytes()
+    assert arrived.stat().st_blocks <= taken + 16
+    assert arrived.stat().st_mtime_ns == path.stat().st_mtime_ns
 
 
 def test_a_file_that_is_one_hole_arrives(receiver: RunningReceiver, tmp_path: Path) -> None:

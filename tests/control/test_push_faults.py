@@ -162,7 +162,7 @@ class TestCuts:
 class TestStalls:
     @pytest.fixture(autouse=True)
     def _soon_silent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tdx.control.session.SILENT_SECONDS", 0.4)
+        monkeypatch.setattr("tdx.control.writers.SILENT_SECONDS", 0.4)
 
     def test_a_link_that_stalls_ends_the_push_after_its_retries(
         self, receiver: RunningReceiver, source: Path, tmp_path: Path

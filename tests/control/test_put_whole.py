@@ -10,6 +10,7 @@ import pytest
 
 from support.datakit import pattern
 from support.receiving import RunningReceiver, running
+from support.uploading import open_upload
 from support.wire import chunked, head
 from tdx.integrity import Root, digest_of
 from tdx.policy.admission import Limits
@@ -221,6 +222,24 @@ def test_time_and_mode_travel_but_setuid_does_not(receiver: RunningReceiver) -> 
     status = (receiver.folder / "f").stat()
     assert status.st_mtime_ns == 1_600_000_000_123_456_789
     assert status.st_mode & 0o7777 == 0o750
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_zeros_of_a_sparse_source_take_no_room(receiver: RunningReceiver, whole: bool) -> None:
+    content = b"x" * 4096 + bytes(60 * 4096) + b"y"
+    if whole:
+        assert receiver.request("PUT", "/files/f", content, {"Tdx-Sparse": "?1"}).status == 201
+    else:
+        upload = open_upload(receiver, "f", len(content), {"Tdx-Sparse": "?1"})
+        upload.put(receiver, 0, content, len(content))
+        assert upload.commit(receiver, content).status == 200
+    assert receiver.visible() == {"f": content}
+    assert (receiver.folder / "f").stat().st_blocks * 512 <= 4 * 4096
+
+
+def test_whether_a_source_is_sparse_is_a_boolean(receiver: RunningReceiver) -> None:
+    assert receiver.request("PUT", "/files/f", b"x", {"Tdx-Sparse": "yes"}).status == 400
+    assert receiver.request("PUT", "/files/f", b"x", {"Tdx-Sparse": "?0"}).status == 201
 
 
 def test_a_file_older_than_1970_keeps_its_date(receiver: RunningReceiver) -> None:

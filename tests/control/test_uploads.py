@@ -250,7 +250,7 @@ class TestLeases:
     def test_a_silent_connection_gives_its_extents_up_to_another(
         self, receiver: RunningReceiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tdx.control.session.SILENT_SECONDS", 0.4)
+        monkeypatch.setattr("tdx.control.writers.SILENT_SECONDS", 0.4)
         upload = open_upload(receiver, "f", SIZE)
         with receiver.connect() as dead, receiver.connect() as elsewhere:
             dead.send(upload.range_head(0, EXTENT, SIZE) + bytes(100))

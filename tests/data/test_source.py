@@ -373,6 +373,16 @@ def test_holes_are_told_in_whole_extents(tmp_path: Path) -> None:
         assert source.holes(X) == [Span(X, 10 * X), Span(11 * X, 50 * X), Span(51 * X, 100 * X + 10)]
 
 
+def test_a_file_with_holes_is_sparse_and_one_without_is_not(file: Path, tmp_path: Path) -> None:
+    with Source.open(file) as source:
+        assert not source.sparse
+    with Source.open(sparse(tmp_path / "sparse", 8 * X, [(0, 4096)])) as source:
+        assert source.sparse
+    (tmp_path / "empty").touch()
+    with Source.open(tmp_path / "empty") as source:
+        assert not source.sparse
+
+
 def test_a_file_that_is_all_hole_is_one_hole(tmp_path: Path) -> None:
     with Source.open(sparse(tmp_path / "sparse", 1 << 40, [])) as source:
         assert source.holes(64 * MIB) == [Span(0, 1 << 40)]

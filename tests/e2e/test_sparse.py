@@ -67,6 +67,31 @@ def source(area: Path) -> Path:
     return path
 
 
+def test_holes_smaller_than_an_extent_survive_a_kill_and_a_resume(
+    processes: Processes, receiver: Receiver, area: Path
+) -> None:
+    path = area / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(96 * MIB)
+        for at in range(0, 96 * MIB, MIB):
+            file.seek(at)
+            file.write(os.urandom(64 << 10))
+    taken = path.stat().st_blocks
+    if taken * 512 > 12 * MIB:
+        pytest.skip("this filesystem has no sparse files")
+    push = processes.push(path, receiver.address, "--resume", "--limit-rate", "40M")
+    wait_until(lambda: receiver.staged > 30 * MIB or not push.running, "a third has arrived")
+    push.kill()
+    receiver.kill()
+    receiver.restart()
+    receiver.await_silence()
+    end = processes.push(path, receiver.address, "--resume").ends(0, "done")
+    assert end["resumed_bytes"] > 0
+    arrived = receiver.folder / path.name
+    assert arrived.stat().st_blocks <= taken + 64
+    assert_same(path, arrived)
+
+
 @pytest.mark.parametrize("victim", ["sender", "receiver"])
 def test_the_partial_of_a_100_gib_sparse_file_is_continued_for_no_more_than_its_data(
     processes: Processes, receiver: Receiver, source: Path, victim: str

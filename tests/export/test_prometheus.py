@@ -27,6 +27,7 @@ SERIES = {
     "tdx_discarded_bytes_total": ("counter", {"reason"}),
     "tdx_resumes_total": ("counter", set[str]()),
     "tdx_resumed_bytes_total": ("counter", set[str]()),
+    "tdx_reused_bytes_total": ("counter", set[str]()),
     "tdx_retries_total": ("counter", {"reason"}),
     "tdx_digest_failures_total": ("counter", set[str]()),
     "tdx_refused_total": ("counter", {"reason"}),

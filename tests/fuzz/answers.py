@@ -9,8 +9,10 @@ from dataclasses import asdict
 from fuzz.target import KNOWN, Draws, Target, is_for_people
 from tdx.control.client import Answer
 from tdx.control.hello import Hello
+from tdx.control.items import Folder
 from tdx.control.progress import receipt_of
 from tdx.control.push_bundle import _outcome_of
+from tdx.control.push_tree import _PART_VERDICTS, FileState, _verdict
 from tdx.control.sending import OpenUpload, add_their_stages
 from tdx.data.entries import SmallFile
 from tdx.errors import ExtentsDiffer, OffsetMismatch, ProtocolError, TdxError
@@ -69,7 +71,7 @@ def answer(data: bytes) -> None:
     stages = Stages()
     add_their_stages(stages, document.get("stages"))
     assert all(math.isfinite(seconds) for seconds in stages.as_dict().values())
-    for look in (_opened, _receipt, _hello, _bundled):
+    for look in (_opened, _receipt, _hello, _bundled, _tree):
         try:
             look(document, found)
         except ProtocolError as error:
@@ -114,6 +116,19 @@ def _bundled(document: dict[str, object], _: Answer) -> None:
             json.dumps(asdict(outcome), allow_nan=False)
 
 
+def _tree(document: dict[str, object], _: Answer) -> None:
+    entries = document.get("entries")
+    file, folder = FileState("n", 5, 0, 0o644, None), Folder("path", "n", 0, 0o755)
+    for each in entries if isinstance(entries, list) else []:
+        for entry, kinds in ((file, {"same", "made", "skipped", "send", "ask"}), (folder, _PART_VERDICTS)):
+            verdict = _verdict(entry, each)
+            assert verdict.path is None or isinstance(verdict.path, str)
+            assert (verdict.kind == "failed") == (verdict.error is not None)
+            assert verdict.kind == "failed" or verdict.kind in kinds
+            if verdict.error is not None:
+                is_for_people(verdict.error)
+
+
 def _answers() -> list[bytes]:
     receipt = {
         "outcome": "published",
@@ -146,13 +161,15 @@ def _answers() -> list[bytes]:
     }
     refused = {"problem": ProtocolError("no").problem()}
     bundled = {"files": [receipt, refused, {**receipt, "outcome": "skipped"}]}
-    return [b"\0" + json.dumps(each).encode() for each in (receipt, opened, hello, bundled)]
+    tree = {"entries": ["same", ["made", "b/a"], "send", "ask", "skipped", refused]}
+    return [b"\0" + json.dumps(each).encode() for each in (receipt, opened, hello, bundled, tree)]
 
 
 TOKENS = [
     *(b"9" * 400, b" "),
     *rb"1e999 -1 NaN Infinity null true [ { ] \u001b[2J \ud800 \r\n ../ / urn:tdx:problem: offset".split(),
     *b'[[0,1],[0,2]] [[5,1]] [[0,1180591620717411303424]] "files":[ "problem":{ "status": "part":0'.split(),
+    *b'"entries":[ "same" ["made", "send" "ask"'.split(),
     *b'"stages":{"read": "outcome":"identical" "held": "size": "extents":['.split(),
 ]
 

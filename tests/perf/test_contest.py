@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,40 +15,8 @@ from perf.content import KIB, MIB, folder_of, random_file
 from perf.contest import contest, rotated
 from perf.contestants.local import Cp, Dd
 from perf.contestants.tdx import Tdx
-from perf.model import Contestant, Missing, Running, Settings
-
-
-@dataclass
-class Scripted:
-    """Takes part with a shell command; writes its name into ``order`` for each run."""
-
-    name: str
-    script: str = 'cp -r "$1" "$2"'
-    does: str = "as it is told"
-    order: list[str] = field(default_factory=list)
-    missing: str | None = None
-
-    @contextmanager
-    def running(self, home: Path, target: Path) -> Iterator[Running]:
-        if self.missing == "at once":
-            raise Missing("it is not installed")
-        yield ScriptedRunning(self, target)
-
-
-@dataclass
-class ScriptedRunning:
-    of: Scripted
-    target: Path
-    servers: Sequence[int] = ()
-
-    def command(self, source: Path) -> Sequence[str]:
-        if self.of.missing == "for this":
-            raise Missing("it copies nothing of this kind")
-        self.of.order.append(self.of.name)
-        return ["sh", "-c", self.of.script, "sh", str(source), str(self.arrived(source))]
-
-    def arrived(self, source: Path) -> Path:
-        return self.target / source.name
+from perf.model import Contestant, Running, Settings
+from support.contestants import Scripted
 
 
 @pytest.fixture

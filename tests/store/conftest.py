@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ def counted_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Storing receipts is a step like the system's calls: one can be killed before it."""
     put = Receipts.put_many
 
-    def counted(self: Receipts, receipts: Sequence[Receipt], *, lifetime: float) -> None:
+    def counted(self: Receipts, receipts: Sequence[Receipt], **more: Any) -> None:
         KillableStore.running.before("put receipts", ())
-        put(self, receipts, lifetime=lifetime)
+        put(self, receipts, **more)
 
     monkeypatch.setattr(Receipts, "put_many", counted)

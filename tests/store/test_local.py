@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from store.base_conformance import BaseConformance
 from store.bundle_conformance import BundleConformance
 from store.conformance import Harness, StoreConformance, visible
 from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2, WithoutSyncfs
@@ -71,7 +72,7 @@ class LocalHarness:
             file.write(bytes([byte[0] ^ 0x40]))
 
 
-class TestLocalStore(StoreConformance, BundleConformance):
+class TestLocalStore(StoreConformance, BundleConformance, BaseConformance):
     KIND: type[FaultySystem] = FaultySystem
 
     @pytest.fixture

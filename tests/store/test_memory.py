@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from store.base_conformance import BaseConformance
 from store.bundle_conformance import BundleConformance
 from store.conformance import Harness, StoreConformance
 from tdx.model import UploadId
@@ -38,7 +39,7 @@ class MemoryHarness:
         self.store.disk.staged[upload].data[offset] ^= 0x40
 
 
-class TestMemoryStore(StoreConformance, BundleConformance):
+class TestMemoryStore(StoreConformance, BundleConformance, BaseConformance):
     @pytest.fixture
     def harness(self) -> Harness:
         return MemoryHarness()

@@ -27,6 +27,7 @@ SPECS = st.builds(
     expires_after=st.floats(0, 1e9),
     by_name=st.booleans(),
     claims=st.lists(st.builds(Claim, st.sampled_from(["sha-256", "xxh3-128"]), st.binary())).map(tuple),
+    sparse=st.booleans(),
 )
 
 
@@ -39,6 +40,13 @@ def test_one_that_knows_nothing_of_digests_has_none() -> None:
     spec = UploadSpec(Owner("me"), FileName("f"), 10, 4 << 20)
     document = json.loads(meta.encode(spec))
     del document["claims"]
+    assert meta.decode(json.dumps(document).encode()) == spec
+
+
+def test_one_that_knows_nothing_of_sparse_files_is_none() -> None:
+    spec = UploadSpec(Owner("me"), FileName("f"), 10, 4 << 20)
+    document = json.loads(meta.encode(spec))
+    del document["sparse"]
     assert meta.decode(json.dumps(document).encode()) == spec
 
 

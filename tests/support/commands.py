@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from support.schemas import check_output
+
 COMMAND = [sys.executable, "-P", "-m", "tdx_cli"]
 PATIENCE = 60.0
 
@@ -46,8 +48,8 @@ class Tdx:
     def __call__(
         self, *arguments: object, through: Sequence[str] = (), **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; output as text. ``env`` is added to the environment; ``through`` is a
-        command that runs the command."""
+        """Run to the end; output as text, which if JSON is as docs/schema has it. ``env`` is added to the
+        environment; ``through`` is a command that runs the command."""
         env = self.env | options.pop("env", {})
         options = {
             "stdout": subprocess.PIPE,
@@ -57,7 +59,7 @@ class Tdx:
         }
         if "input" in options:
             del options["stdin"]
-        return subprocess.run(
+        done = subprocess.run(
             [*through, *COMMAND, *map(str, arguments)],
             text=True,
             env=env,
@@ -65,6 +67,9 @@ class Tdx:
             check=False,
             **options,
         )
+        if options["stdout"] is subprocess.PIPE:
+            check_output(arguments, done.stdout)
+        return done
 
     def start(
         self,

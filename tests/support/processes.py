@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from support.schemas import check_output
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 PATIENCE: Final = 60.0
 """Seconds after which something that should have happened is held to be stuck."""
@@ -131,8 +133,10 @@ class Push(Running):
         return self.events[-1]
 
     def ends(self, code: int, event: str | None = None) -> dict[str, Any]:
-        """Wait for the end; its last event, once exit code and event are as expected."""
+        """Wait for the end; its last event, once exit code and event are as expected, and its output is as
+        docs/schema has it."""
         assert self.wait() == code, self.log()
+        check_output(("push", "--json"), self.stdout)
         if event is not None:
             assert self.last["event"] == event, self.log()
         return self.last

@@ -42,12 +42,14 @@ Plan = Callable[[int], Fault | None]
 
 
 class CuttingProxy(Listening):
-    """Forwards to ``port``. ``forwarded`` counts the bytes that reached the receiver."""
+    """Forwards to ``port``. ``forwarded`` counts the bytes that reached the receiver, ``returned`` those
+    that came from it."""
 
     def __init__(self, port: int, plan: Plan) -> None:
         self.port = port
         self.accepted = 0
         self.forwarded = 0
+        self.returned = 0
         self._plan = plan
         super().__init__("proxy")
 
@@ -161,6 +163,7 @@ class _Link:
                     self._strike("cut")
                     break
                 self._client.sendall(data)
+                self._proxy.returned += len(data)
             else:
                 self._client.shutdown(socket.SHUT_WR)
         self._ended()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdx.control.items import Ended, Item, LeftOut
+from tdx.control.items import Ended, Found, Item, LeftOut, PartEnded
 from tdx.control.push import PushOptions
 from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
@@ -22,6 +22,7 @@ class Seen:
     names: list[str] = field(default_factory=list)
     endings: dict[str, Ended] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    parts: list[PartEnded] = field(default_factory=list)
     on_started: Callable[[Item], None] = lambda _: None
     on_ended: Callable[[Sequence[Ended]], None] = lambda _: None
 
@@ -37,6 +38,9 @@ class Seen:
         for each in endings:
             assert each.item.name not in self.endings
             self.endings[each.item.name] = each
+
+    def parts_ended(self, endings: Sequence[PartEnded]) -> None:
+        self.parts += endings
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -64,9 +68,10 @@ def items_of(paths: Iterable[Path], folder: Path | None = None) -> list[Item]:
 
 def push_many(
     peer: Peer,
-    items: Iterable[Item | LeftOut],
+    items: Iterable[Found],
     state: Path,
     *,
+    compare: bool = False,
     seen: Seen | None = None,
     sender: SenderOptions | None = None,
     metrics: Metrics | None = None,
@@ -78,7 +83,7 @@ def push_many(
 
     async def go() -> None:
         async with Sender(peer, sender or SenderOptions(stall_timeout=10.0), metrics) as pushing:
-            run = pushing.many(PushOptions(state=state, **options), watch)  # type: ignore[arg-type]
+            run = pushing.many(PushOptions(state=state, **options), watch, compare=compare)  # type: ignore[arg-type]
             during(run)
             await run.run(items)
 

@@ -45,6 +45,10 @@ DEFAULT_KEYS: Final = (
     "stall_timeout",
     "digest",
     "streams",
+    "whole",
+    "links",
+    "exclude",
+    "include",
 )
 """Of an item, those that may stand under ``[defaults]`` too."""
 
@@ -52,6 +56,7 @@ ITEM_KEYS: Final = ("name", "sources", "as", *DEFAULT_KEYS)
 
 MOST_PARALLEL: Final = 64
 DIGESTS: Final = ("sha-256", "sha-512")
+LINKS: Final = ("skip", "follow", "preserve")
 
 _VARIABLE: Final = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)\})", re.ASCII)
 _WILDCARD: Final = re.compile(r"([*?\[])")
@@ -62,7 +67,8 @@ class BatchItem:
     """One item. ``sources`` are absolute patterns (see :mod:`tdx_cli.globs`), in which ``~``, environment
     variables and the file's folder stand for themselves alone. ``into`` is a folder at the peers, ``called``
     the name of the only source there. ``optional``: no matter that nothing is there to push. Times are in
-    seconds, ``limit_rate`` in bytes per second, both for each peer."""
+    seconds, ``limit_rate`` in bytes per second, both for each peer. Of ``exclude`` and ``include`` the last
+    that matches counts, all of the latter after the former."""
 
     name: str
     sources: tuple[str, ...]
@@ -79,6 +85,10 @@ class BatchItem:
     stall_timeout: float = 60.0
     digest: str | None = None
     streams: int | None = None
+    whole: bool = False
+    links: str = LINKS[0]
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,10 @@ class Said(TypedDict, total=False):
     stall_timeout: float
     digest: str
     streams: int
+    whole: bool
+    links: str
+    exclude: tuple[str, ...]
+    include: tuple[str, ...]
 
 
 def load_batch(path: Path, env: Mapping[str, str]) -> Batch:
@@ -165,7 +179,7 @@ def _item(table: Table, common: Said, env: Mapping[str, str]) -> BatchItem:
 
 
 def _said(table: Table) -> Said:
-    said = Said()
+    said = _said_of_folders(table)
     if "peer" in table or "peers" in table:
         said["peers"] = _peers(table)
     if "into" in table:
@@ -190,6 +204,19 @@ def _said(table: Table) -> Said:
         said["digest"] = table.choice("digest", DIGESTS)
     if "streams" in table:
         said["streams"] = table.whole_number("streams", 1, 64)
+    return said
+
+
+def _said_of_folders(table: Table) -> Said:
+    said = Said()
+    if "whole" in table:
+        said["whole"] = table.flag("whole")
+    if "links" in table:
+        said["links"] = table.choice("links", LINKS)
+    if "exclude" in table:
+        said["exclude"] = tuple(table.texts("exclude"))
+    if "include" in table:
+        said["include"] = tuple(table.texts("include"))
     return said
 
 

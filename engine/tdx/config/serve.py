@@ -21,6 +21,7 @@ from tdx.policy.admission import Limits
 from tdx.policy.rules import Rule
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
 MOST_AT_ONCE: Final = 64
 """Programs for received files; each has a thread."""
 
@@ -48,6 +49,7 @@ class ServeConfig:
     reserve: int = RESERVE
     limits: Limits = Limits()  # noqa: RUF009  frozen
     log_level: str = "info"
+    log_format: str = "text"
     identity: IdentitySettings = IdentitySettings()  # noqa: RUF009  frozen
     rules: tuple[Rule, ...] = ()
     announce: bool = False
@@ -72,6 +74,7 @@ class Partial(TypedDict, total=False):
     reserve: int | None
     limits: dict[str, float | None]
     log_level: str | None
+    log_format: str | None
     identity: IdentitySettings
     rules: tuple[Rule, ...]
     announce: bool | None
@@ -152,6 +155,8 @@ def load(path: Path) -> Partial:
         found["reserve"] = table.bytes_count("reserve")
     if "log_level" in table:
         found["log_level"] = table.choice("log_level", LOG_LEVELS)
+    if "log_format" in table:
+        found["log_format"] = table.choice("log_format", LOG_FORMATS)
     if "limits" in table:
         found["limits"] = _limits(table.table("limits"))
     if "announce" in table:

@@ -22,6 +22,7 @@ KEYS: Final = (
     "allowed_origins",
     "reserve",
     "log_level",
+    "log_format",
     "announce",
     "discover",
     "on_receive",

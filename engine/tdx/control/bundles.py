@@ -8,7 +8,9 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import Final
 
-from tdx.control.files import receipt_document, too_large
+from tdx.control import events
+from tdx.control.file_fields import too_large
+from tdx.control.files import receipt_document
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.replays import Incoming
@@ -94,6 +96,8 @@ class Arrival:
         self._kept: list[FileName] = []
         """The names of those that have no result yet, in order."""
         self._stages = Stages()
+        self._began = perf_counter()
+        self._received = 0
         self._untold = 0
         self.publishing = False
         """Publishing ends it, also when nobody waits for that any more."""
@@ -106,8 +110,13 @@ class Arrival:
             await exchange.connection.lend(lambda _: self._take_all(body), self._incoming.cancel)
         finally:
             metrics.add_stages(self._stages)
-            metrics.received_bytes.add(self._untold, (exchange.protocol,))
+            self._tell_received()
         exchange.file_body_ended(body)
+
+    def _tell_received(self) -> None:
+        self._receiver.metrics.received_bytes.add(self._untold, (self._exchange.protocol,))
+        self._received += self._untold
+        self._untold = 0
 
     # --- in the body's thread -----------------------------------------------------------
 
@@ -127,8 +136,7 @@ class Arrival:
                     self._take(entry, entries)
                     self._untold += entry.size
                     if self._untold >= _TOLD_AT:
-                        self._receiver.metrics.received_bytes.add(self._untold, (self._exchange.protocol,))
-                        self._untold = 0
+                        self._tell_received()
         finally:
             BUFFERS.give(buffer)
             stages = self._stages
@@ -231,11 +239,15 @@ class Arrival:
             raise
         started = perf_counter()
         ended = await receiver.workers.in_turn(self._incoming.owner, self._publish)
-        receiver.metrics.add_stages(Stages(sync=perf_counter() - started))
+        now = perf_counter()
+        spent = Stages(sync=now - started)
+        receiver.metrics.add_stages(spent)
+        spent.add(self._stages)
         receiver.published((each for each in ended if isinstance(each, Receipt)), exchange.identity)
         published = iter(ended)
         results = [next(published) if each is None else each for each in self._results]
         self._count(results)
+        events.bundle(self._incoming.owner, results, self._received, now - self._began, spent)
         return results
 
     def _publish(self) -> list[Result]:

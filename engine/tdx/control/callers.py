@@ -8,22 +8,21 @@ import socket
 from collections.abc import Awaitable
 from typing import Final, TypeVar
 
+from tdx.control import events
 from tdx.control.connection import Connection
 from tdx.control.messages import Exchange
 from tdx.control.receiver import Receiver
 from tdx.control.wire import TLS_HANDSHAKE, PlainWire, TlsWire, failure, first_byte
 from tdx.errors import Forbidden, Stalled, TdxError
 from tdx.identity.local import NAME as LOCAL
-from tdx.model import Identity, shown
+from tdx.model import Identity
 from tdx.policy.flood import Flood
 from tdx.policy.rules import Grant
 
 T = TypeVar("T")
 
-_LONGEST_SAID: Final = 1000
-
-audit: Final = logging.getLogger("tdx.audit")
-"""A line for whoever was not let in, unless there are too many."""
+EXPECTED: Final = frozenset({"not-found", "offset-mismatch", "upload-busy"})
+"""Codes of answers that senders ask for, in order to know where they stand."""
 
 
 class Callers:
@@ -31,19 +30,23 @@ class Callers:
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._refusals = Flood()
+        # Nobody who is let in uses up the lines about those who are not.
+        self._floods = {logging.WARNING: Flood(), logging.INFO: Flood(), logging.DEBUG: Flood()}
 
     def refused(self, remote: str, what: str, error: TdxError) -> None:
-        """Count, and leave a line about, what was refused to whoever is at ``remote``, who has
-        chosen how long it is and how often there is one."""
+        """Count, and leave a line about, what was refused to whoever is at ``remote`` and not let in, who
+        has chosen how long it is and how often there is one."""
+        self._refused(logging.WARNING, remote, what, error)
+
+    def turned_down(self, remote: str, what: str, error: TdxError) -> None:
+        """The same of what is refused for another reason than who asks."""
+        self._refused(logging.DEBUG if error.code in EXPECTED else logging.INFO, remote, what, error)
+
+    def _refused(self, level: int, remote: str, what: str, error: TdxError) -> None:
         self._receiver.metrics.refused.add(1, (error.code,))
-        held_back = self._refusals.admit(asyncio.get_running_loop().time())
-        if held_back is None:
-            return
-        if held_back:
-            audit.warning("%d more were refused that have no line here", held_back)
-        said = [shown(text[:_LONGEST_SAID]) for text in (what, error.message)]
-        audit.warning("refused %s from %s: %s", said[0], remote, said[1])
+        held_back = self._floods[level].admit(asyncio.get_running_loop().time())
+        if held_back is not None:
+            events.refused(remote, what, error, level=level, held_back=held_back)
 
     async def welcome(self, sock: socket.socket, patience: float) -> Connection:
         """A connection, in TLS where its first byte begins a handshake, which is then done.

@@ -254,13 +254,9 @@ class Client:
         loop = asyncio.get_running_loop()
         started, interim = loop.time(), 0
         while True:
-            try:
-                raw = await connection.read_head(self.stall_timeout)
-            except (ConnectionLost, Stalled):
-                begun = connection.take_ahead(len(_BEGIN))
-                if begun != _BEGIN[: len(begun)]:
-                    raise ProtocolError(f"{self.peer} speaks no HTTP; is it a tdx receiver?") from None
-                raise
+            if not await connection.begins(_BEGIN, self.stall_timeout):
+                raise ProtocolError(f"{self.peer} speaks no HTTP; is it a tdx receiver?")
+            raw = await connection.read_head(self.stall_timeout)
             if raw is None:
                 raise ConnectionLost(f"{self.peer} closed the connection without an answer")
             head = parse_response(raw, to_head=to_head)

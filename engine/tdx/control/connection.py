@@ -104,6 +104,15 @@ class Connection:
         del self._buffer[:end]
         return head
 
+    async def begins(self, with_: bytes, timeout: float) -> bool:
+        """Whether what comes next begins with these bytes, as far as it goes; not a byte more is waited for
+        than tells. Raises Stalled, ConnectionLost."""
+        deadline = self._loop.time() + timeout
+        while len(self._buffer) < len(with_) and with_.startswith(self._buffer):
+            if not await self._fill(deadline - self._loop.time()):
+                break
+        return with_.startswith(self._buffer[: len(with_)])
+
     async def read_body(self, framing: Framing, limit: int, timeout: float) -> bytes:
         """A whole small body; TooLarge beyond ``limit`` bytes, Stalled after ``timeout`` seconds."""
         deadline = self._loop.time() + timeout

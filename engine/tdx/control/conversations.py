@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
+from tdx.control import events
 from tdx.control.callers import Callers
 from tdx.control.connection import Connection, endpoint_of
 from tdx.control.messages import Exchange, Response, problem_response
@@ -146,6 +147,7 @@ class Conversations:
             return False
         caller.identity = await self._callers.identify(connection, caller.identity)
         self._count_in(caller)
+        events.CALLER.set(caller.identity)
         exchange = Exchange(connection, head, caller.identity, limits)
         response = await self._answer(exchange)
         response.fields += exchange.always
@@ -174,11 +176,9 @@ class Conversations:
         except ExtentsDiffer as error:
             return problem_response(error)  # a commit's ordinary answer, not a refusal
         except TdxError as error:
-            if isinstance(error, Forbidden):
-                what = f"{exchange.head.method} {exchange.head.target}"
-                self._callers.refused(exchange.connection.link.remote.host, what, error)
-            else:
-                self._receiver.metrics.refused.add(1, (error.code,))
+            what = f"{exchange.head.method} {exchange.head.target}"
+            tell = self._callers.refused if isinstance(error, Forbidden) else self._callers.turned_down
+            tell(exchange.connection.link.remote.host, what, error)
             if isinstance(error, TooLarge):
                 exchange.always.append(limit(exchange))
             return problem_response(error)
@@ -212,12 +212,12 @@ class Conversations:
         """Answer somebody for whom there is no room. Who begins a handshake would take an answer in
         plain for another protocol, and give up for good; a connection that ends is tried again."""
         if self._turned_away >= TURNED_AWAY_AT_ONCE:
-            self._receiver.metrics.refused.add(1, (error.code,))
+            self._callers.turned_down(connection.link.remote.host, "a connection", error)
             return
         self._turned_away += 1
         try:
             if connection.tls is None and await self._begins_tls(connection):
-                self._receiver.metrics.refused.add(1, (error.code,))
+                self._callers.turned_down(connection.link.remote.host, "a TLS connection", error)
                 return
             await self._refuse(connection, error)
         finally:
@@ -231,7 +231,7 @@ class Conversations:
 
     async def _refuse(self, connection: Connection, error: TdxError) -> None:
         """Answer what could not be read as a request, and part."""
-        self._receiver.metrics.refused.add(1, (error.code,))
+        self._callers.turned_down(connection.link.remote.host, "a connection", error)
         response = problem_response(error)
         self._receiver.metrics.requests.add(1, ("none", "none", str(response.status)))
         await connection.send(response.encode(keep_alive=False), self._receiver.limits.head_timeout)

@@ -147,7 +147,9 @@ def find_identical(store: Store, spec: UploadSpec, digests: list[bytes]) -> str 
 async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
     started = time.perf_counter()
     receipt = await session.at_length(session.upload.publish, root=root, verified=verified)
-    session.metrics.add_stages(Stages(sync=time.perf_counter() - started))
+    spent = Stages(sync=time.perf_counter() - started)
+    session.brought.stages.add(spent)
+    session.metrics.add_stages(spent)
     session.machine.handle(UploadEvent.PUBLISH)
     return receipt
 

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+from tdx.control import events
 from tdx.control.ending import candidates, find_identical, finish
+from tdx.control.file_fields import check_size, check_stated_length, only_new, spec_of
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
+from tdx.control.reuse import base_size
 from tdx.control.session import Session
 from tdx.control.upload_fields import NO_STORE, PLAIN_EXPIRY, claims_of, limit, location, standing
 from tdx.errors import (
@@ -22,11 +25,10 @@ from tdx.errors import (
     ProtocolError,
     TooLarge,
 )
-from tdx.integrity import ALGORITHM, MAX_LENGTH, PART, extent_size_for
+from tdx.integrity import ALGORITHM, MAX_LENGTH, PART
 from tdx.model import Claim, Conflict, FileName, Outcome, Receipt, UploadSpec
-from tdx.policy.rules import Grant, largest_file
+from tdx.policy.rules import largest_file
 from tdx.proto import fields
-from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.resumable import parse_amount
 from tdx.store.port import Existing
 
@@ -51,6 +53,7 @@ def left_alone(
 ) -> Response:
     """The answer where nothing had to be stored, because of the file that is there."""
     receiver.metrics.uploads.add(1, (exchange.protocol, outcome))
+    events.left_alone(name, existing, outcome)
     document = {
         "outcome": outcome,
         "name": name,
@@ -60,57 +63,6 @@ def left_alone(
         "verified": outcome is Outcome.IDENTICAL,
     }
     return json_response(200, document)
-
-
-def spec_of(exchange: Exchange, name: FileName, length: int | None, *digests: str) -> UploadSpec:
-    """The upload that a request's fields ask for, of a name that has been placed; ``digests`` are those
-    fields that tell one of the whole. Forbidden where its conflict mode is not granted."""
-    get = exchange.headers
-    mtime, mode, holes = get("tdx-mtime"), get("tdx-mode"), get("tdx-holes")
-    spec = UploadSpec(
-        owner=exchange.identity.owner,
-        name=name,
-        length=length,
-        extent_size=extent_size_for(length),
-        conflict=_conflict_of(exchange),
-        source_id=get("tdx-source"),
-        fingerprint=get("tdx-fingerprint"),
-        mtime_ns=None if mtime is None else fields.parse_signed(mtime),
-        mode=None if mode is None else fields.parse_mode(mode),
-        holes=() if holes is None else fields.parse_spans(holes),
-        key=get("tdx-upload-key"),
-        claims=claims_of(exchange, *digests),
-    )
-    if any(hole.end > (length or 0) for hole in spec.holes):
-        raise ProtocolError("Tdx-Holes reaches beyond the file")
-    exchange.grant.check_conflict(spec.conflict)
-    return spec
-
-
-def _conflict_of(exchange: Exchange) -> Conflict:
-    wish = exchange.headers("tdx-conflict")
-    if _only_new(exchange):
-        return Conflict.ERROR
-    return Conflict.RENAME if wish is None else fields.parse_conflict(wish)
-
-
-def check_stated_length(exchange: Exchange, length: int | None) -> None:
-    """Upload-Length, where it is there, says the same as the length that is known."""
-    stated = parse_amount(exchange.headers, "upload-length")
-    if stated is not None and length is not None and stated != length:
-        raise ProtocolError(f"Upload-Length is {stated} where it is {length}", type=INCONSISTENT_LENGTH)
-
-
-def check_size(exchange: Exchange, length: int | None) -> None:
-    most = largest_file(exchange.limits, exchange.grant, MAX_LENGTH)
-    if length is not None and length > most:
-        raise too_large(length, most, exchange.grant)
-
-
-def too_large(size: int, limit: int, grant: Grant) -> TooLarge:
-    """Says whose limit it is, if it is the rule's."""
-    by = f" by rule `{grant.rule}`" if limit == grant.max_file else ""
-    return TooLarge(f"a file of {size} bytes where at most {limit} are taken{by}")
 
 
 async def put_file(receiver: Receiver, exchange: Exchange, name: FileName) -> Response:
@@ -166,16 +118,12 @@ async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> 
                 return await exchange.keep_posted(complete(receiver, exchange, session))
             except BaseException as error:
                 if not (announced or by_name) or isinstance(error, Overrun | TooLarge):
-                    await receiver.sessions.discard(session, "failed")
+                    await receiver.sessions.discard(session, "failed", error)
                 raise
 
 
 async def _announce(exchange: Exchange, session: Session) -> None:
     await exchange.announce([location(session.id), limit(exchange, session.upload.spec)])
-
-
-def _only_new(exchange: Exchange) -> bool:
-    return exchange.headers("if-none-match") == "*"
 
 
 @contextlib.contextmanager
@@ -184,7 +132,7 @@ def _precondition(exchange: Exchange) -> Generator[None]:
     try:
         yield
     except Exists as error:
-        if _only_new(exchange):
+        if only_new(exchange):
             raise PreconditionFailed(error.message) from None
         raise
 
@@ -194,7 +142,7 @@ async def _settled_before_body(receiver: Receiver, exchange: Exchange, spec: Upl
     existing = await receiver.workers.on_disk(receiver.store.existing, spec.name)
     if existing is None:
         return None
-    if _only_new(exchange):
+    if only_new(exchange):
         raise PreconditionFailed(f"{spec.name} exists")
     outcome = None
     if spec.conflict is Conflict.SKIP:
@@ -288,13 +236,13 @@ async def complete(
         most = largest_file(exchange.limits, exchange.grant, MAX_LENGTH)
         try:
             receipt = await finish(session, claims, most)
-        except (DigestMismatch, Exists, TooLarge):
+        except (DigestMismatch, Exists, TooLarge) as error:
             if exchange.resumable:
                 # It is not the upload that went wrong: there is nothing to be resumed.
                 exchange.always.append(exchange.dialect.completeness(done=True))
-            await receiver.sessions.discard(session, "failed")
+            await receiver.sessions.discard(session, "failed", error)
             raise
-        receiver.sessions.ended(session, receipt.outcome)
+        receiver.sessions.ended(session, receipt)
         receiver.published([receipt], exchange.identity)
     response = receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
     if exchange.resumable:
@@ -335,6 +283,7 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
     )
     # An earlier run may have published while this one waited for its end.
     same_size = bool(await receiver.workers.on_disk(candidates, receiver.store, spec))
+    earlier_size = await base_size(receiver, exchange, spec)
     if earlier is not None:
         receiver.metrics.resumes.add(1)
         receiver.metrics.resumed_bytes.add(session.upload.held.total())
@@ -344,8 +293,8 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
             try:
                 await receiver.sessions.admit(session, exchange.grant)
                 await session.receive_onward(exchange, 0, claims_of(exchange, "content-digest"))
-            except (DigestMismatch, Overrun, TooLarge):
-                await receiver.sessions.discard(session, "failed")
+            except (DigestMismatch, Overrun, TooLarge) as error:
+                await receiver.sessions.discard(session, "failed", error)
                 raise
             await session.at_length(session.upload.mark)
         if exchange.dialect.ends_at_length and session.offset == length:
@@ -361,6 +310,8 @@ async def _open(receiver: Receiver, exchange: Exchange, name: FileName) -> Respo
         "resumed": earlier is not None,
         "unchanged": earlier is not None and earlier.fingerprint == spec.fingerprint,
     }
+    if earlier_size is not None:
+        document["base"] = earlier_size
     if exchange.connection.tls is not None:
         document["seals"] = [fields.SEAL]
     return json_response(

@@ -28,7 +28,7 @@ from tdx.errors import (
 from tdx.model import Identity
 from tdx.policy.admission import Limits
 from tdx.policy.rules import NOTHING_GRANTED, Grant
-from tdx.proto import bundle, problem
+from tdx.proto import bundle, problem, tree
 from tdx.proto.chunked import ChunkedDecoder
 from tdx.proto.fields import SEALED_AT_MOST, format_digest, parse_seal
 from tdx.proto.head import RequestHead, format_response
@@ -139,7 +139,7 @@ class Exchange:
         """Whether the sender is tdx's own and so understands 102 (Processing)."""
         headers = self.head.headers
         own = any(name in headers for name in ("tdx-epoch", "tdx-upload-key", "tdx-source"))
-        return own or headers.get("content-type") == bundle.MEDIA_TYPE
+        return own or headers.get("content-type") == bundle.MEDIA_TYPE or self.head.target == tree.TARGET
 
     @property
     def dialect(self) -> Dialect:

@@ -14,7 +14,7 @@ class Tally:
     """Live figures of one push: bumped by its threads, read by whoever shows them.
 
     ``total`` is None while the length is unknown. ``phase`` is one of ``connecting``,
-    ``checking`` (hashing to see whether the file is there already), ``sending``,
+    ``checking`` (hashing to see whether the file, or what of it, is there already), ``sending``,
     ``committing``. ``ours`` and ``theirs`` are the stage seconds of both ends; the
     receiver's arrive with its answers.
     """
@@ -23,6 +23,7 @@ class Tally:
     phase: str = "connecting"
     sent: int = 0
     resumed: int = 0
+    reused: int = 0
     checked: int = 0
     retries: int = 0
     ours: Stages = field(default_factory=Stages)
@@ -32,6 +33,10 @@ class Tally:
     def add_sent(self, n: int) -> None:
         with self._lock:
             self.sent += n
+
+    def add_reused(self, n: int) -> None:
+        with self._lock:
+            self.reused += n
 
     def add_checked(self, n: int) -> None:
         with self._lock:
@@ -46,6 +51,7 @@ class Tally:
 class PushResult:
     """A push that ended well. ``sent_bytes`` counts every byte of content put on the wire,
     also those sent twice; ``resumed_bytes`` what the receiver held when it began;
+    ``reused_bytes`` what it took from the file that was replaced;
     ``path`` is where the file is, relative to the receiver's folder."""
 
     outcome: Outcome
@@ -54,12 +60,19 @@ class PushResult:
     size: int
     sent_bytes: int
     resumed_bytes: int
+    reused_bytes: int
     seconds: float
     root: str | None
 
 
 def receipt_of(
-    document: dict[str, object], root: str | None, seconds: float, *, sent: int, resumed: int = 0
+    document: dict[str, object],
+    root: str | None,
+    seconds: float,
+    *,
+    sent: int,
+    resumed: int = 0,
+    reused: int = 0,
 ) -> PushResult:
     """The result that a receiver's receipt and our own figures make; ProtocolError for one
     that lacks what it must have, or that names another root than what was sent."""
@@ -76,4 +89,4 @@ def receipt_of(
         raise ProtocolError(f"the peer has {theirs!r:.80} under {path!r:.200}, what was sent is {root}")
     if ended is Outcome.SKIPPED:
         root = None  # what is there was not looked at
-    return PushResult(ended, name, path, size, sent, resumed, seconds, root)
+    return PushResult(ended, name, path, size, sent, resumed, reused, seconds, root)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tdx.control.client import Answer, Client
 from tdx.control.pace import Pace
@@ -32,6 +33,9 @@ from tdx.proto.sender import PushEvent, PushMachine, PushState
 from tdx.ranges import RangeSet
 from tdx.store.digestlog import DigestLog
 
+if TYPE_CHECKING:
+    from tdx.store.roots import Roots
+
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
@@ -53,9 +57,15 @@ class PushOptions:
     alone: Callable[[], bool] = lambda: True
     """Whether no other file is on its way to the peer, or about to be. Asked again and again."""
 
+    whole: bool = False
+    """Send all of a file that replaces another one, instead of what of it has changed."""
+
     digest: str | None = None
     """A further digest of the whole file, ``sha-256`` or ``sha-512`` (RFC 9530), that the receiver
     must find in what it stored before it publishes."""
+
+    roots: Roots | None = None
+    """Where the root of what was pushed is remembered, if it is to be."""
 
 
 class FilePush:
@@ -94,7 +104,9 @@ class FilePush:
                 document, root = await self._push_upload()
         seconds = asyncio.get_running_loop().time() - started
         tally = self._tally
-        return receipt_of(document, root, seconds, sent=tally.sent, resumed=tally.resumed)
+        return receipt_of(
+            document, root, seconds, sent=tally.sent, resumed=tally.resumed, reused=tally.reused
+        )
 
     def _open_log(self) -> DigestLog:
         return DigestLog.open(
@@ -106,11 +118,14 @@ class FilePush:
         )
 
     def _meta(self) -> list[tuple[str, str]]:
-        return [
+        told = [
             ("Tdx-Conflict", self._options.conflict.value),
             ("Tdx-Mtime", str(self._source.mtime_ns)),
             ("Tdx-Mode", f"{self._source.mode:o}"),
         ]
+        if self._source.sparse:
+            told.append(("Tdx-Sparse", fields.format_boolean(True)))
+        return told
 
     # --- at most one extent ----------------------------------------------------
 
@@ -145,9 +160,11 @@ class FilePush:
             raise ProtocolError(f"the peer cuts {self._length} bytes into extents of {upload.extent_size}")
         missing = self._missing(upload.held)
         self._tally.resumed = self._length - missing.total() if upload.resumed else 0
-        if upload.existing and not (upload.resumed and upload.unchanged):
+        check = upload.existing and not (upload.resumed and upload.unchanged)
+        if check or upload.base:
             self._machine.handle(PushEvent.SAME_NAME)
-            settled = await self._check_identical(upload)
+            self._tally.phase = "checking"
+            settled = await self._take_from_existing(upload, missing, check=check)
             if isinstance(settled, Answer):
                 self._machine.handle(PushEvent.RECEIPT)
                 return settled.document(), self._root()
@@ -173,6 +190,8 @@ class FilePush:
             ("Tdx-Fingerprint", self._source.fingerprint),
             ("Tdx-Resume", fields.format_boolean(self._options.resume)),
         ]
+        if self._options.conflict is Conflict.OVERWRITE and not self._options.whole:
+            request.append(("Tdx-Base", "?1"))
         if holes:
             request.append(("Tdx-Holes", fields.format_spans(holes)))
         return await self._client.request("POST", self._target, request)
@@ -185,10 +204,28 @@ class FilePush:
                 missing.add(extent_span(index, self._length, self._extent_size))
         return missing
 
+    async def _take_from_existing(
+        self, upload: OpenUpload, missing: RangeSet, *, check: bool
+    ) -> Answer | RangeSet:
+        """The receipt, where the published file of this name is the same (``check``: it may be); else what is
+        left to send once the receiver has taken from that file what it can use."""
+        if not upload.base:
+            return await self._check_identical(upload)
+        from tdx.control.push_base import BasePush
+
+        base = BasePush(
+            self._client, upload, self._source, self._tally, self._pace, self._digests, self._hash
+        )
+        if check and await base.seems_identical():
+            settled = await self._check_identical(upload)
+            if isinstance(settled, Answer):
+                return settled
+            missing = settled
+        return await base.reuse(missing)
+
     async def _check_identical(self, upload: OpenUpload) -> Answer | RangeSet:
         """Hash the source and ask whether the published file of this name is the same:
         the receipt if so, else what is to be sent."""
-        self._tally.phase = "checking"
         await self._hash(range(self._count), Cancel())
         await self._check_unchanged(self._all_digests())
         try:

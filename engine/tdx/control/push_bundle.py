@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Final, cast
 
@@ -191,13 +190,8 @@ def _outcome_of(file: SmallFile, answer: object, seconds: float) -> FileOutcome:
     if not isinstance(answer, dict):
         return ProtocolError("the peer's answer is not a receipt; is it a tdx receiver?")
     document = cast("dict[str, object]", answer)
-    refusal = document.get("problem")
-    if isinstance(refusal, dict):
-        status = cast("dict[str, object]", refusal).get("status")
-        known = isinstance(status, int) and 400 <= status <= 599
-        return problem.parse(
-            cast("int", status) if known else 500, problem.MEDIA_TYPE, json.dumps(refusal).encode()
-        )
+    if (refusal := problem.parse_member(document)) is not None:
+        return refusal
     digests = [file.digest] if file.size else []
     try:
         return receipt_of(document, str(Root.over(digests, file.size, MIN_EXTENT)), seconds, sent=file.sent)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tdx.control.items import BUNDLED_MOST, Ended, Item, LeftOut, Watch
+from tdx.control.items import BUNDLED_MOST, Ended, Found, Item, LeftOut, Watch
 from tdx.control.progress import PushResult, Tally
 from tdx.control.push import PushOptions
 from tdx.control.sending import MOST_STREAMS
@@ -66,7 +66,8 @@ class Running:
 
 
 class ManyPushes:
-    """One run. Items are taken up in their order, and end in any."""
+    """One run. Items are taken up in their order, and end in any. Folders and links are passed over: they
+    are a matter of :class:`tdx.control.push_trees.TreePushes`."""
 
     def __init__(self, sender: Sender, options: PushOptions, watch: Watch) -> None:
         """``options`` without a name: each item has its own."""
@@ -90,22 +91,13 @@ class ManyPushes:
         self._failure: Exception | None = None
         self._closing = False
 
-    async def run(self, items: Iterable[Item | LeftOut]) -> None:
+    async def run(self, items: Iterable[Found]) -> None:
         """Push everything. Each file that was taken up has ended when this returns or raises; it
         raises only what nobody expected, or what the watch raised."""
-        found: asyncio.Queue[list[Item | LeftOut]] = asyncio.Queue(AHEAD)
+        found: asyncio.Queue[list[Found]] = asyncio.Queue(AHEAD)
         looking = asyncio.create_task(self._look(iter(items), found))
         try:
-            while not self._over() and (some := await found.get()):
-                for item in some:
-                    if isinstance(item, LeftOut):
-                        self._watch.left_out(item)
-                    else:
-                        await self._take_up(item)
-                    if self._over():
-                        break
-            if self._small and not self._over():
-                await self._start_bundle()
+            await self._take_all(found)
             self._watch.flush()
             while self.running:
                 await asyncio.wait(list(self.running))
@@ -129,9 +121,25 @@ class ManyPushes:
     def _over(self) -> bool:
         return self._stopped is not None or self._failure is not None
 
-    async def _look(
-        self, items: Iterator[Item | LeftOut], found: asyncio.Queue[list[Item | LeftOut]]
-    ) -> None:
+    async def _take_all(self, found: asyncio.Queue[list[Found]]) -> None:
+        """Take up what is found, to its end or until the run is over."""
+        while not self._over() and (some := await found.get()):
+            for each in some:
+                if isinstance(each, LeftOut):
+                    self._watch.left_out(each)
+                elif isinstance(each, Item):
+                    self._watch.started(each)
+                    await self._take_up(each)
+                if self._over():
+                    break
+        await self._take_up_waiting()
+
+    async def _take_up_waiting(self) -> None:
+        """Send what waits for others to be sent with."""
+        if self._small and not self._over():
+            await self._start_bundle()
+
+    async def _look(self, items: Iterator[Found], found: asyncio.Queue[list[Found]]) -> None:
         """Walk ahead, in a thread: folders may be on a slow disk."""
         try:
             while some := await self._sender.workers.on_disk(list, itertools.islice(items, LOOKED_AT)):
@@ -147,7 +155,6 @@ class ManyPushes:
         await found.put([])
 
     async def _take_up(self, item: Item) -> None:
-        self._watch.started(item)
         if item.error is not None:
             self._give_up([item], item.error)
         elif self._bundles and item.size is not None and item.size <= BUNDLED_MOST:
@@ -180,7 +187,7 @@ class ManyPushes:
         push: Callable[[Sequence[Item], Tally], Awaitable[None]],
         items: Sequence[Item],
         tally: Tally,
-        slots: asyncio.Semaphore,
+        slots: asyncio.Semaphore | None,
     ) -> None:
         running = Running(items, tally, _now())
 
@@ -197,7 +204,8 @@ class ManyPushes:
             finally:
                 # In the step that told the end: what has ended is not on its way for a moment longer.
                 del self.running[task]
-                slots.release()
+                if slots is not None:
+                    slots.release()
 
         task = asyncio.create_task(run())
         self.running[task] = running
@@ -260,7 +268,9 @@ class ManyPushes:
         except Exception as raised:
             error = raised
         size = tally.total if result is None else result.size
-        self._end([Ended(item, size, tally.sent, tally.resumed, _now() - began, result, error)])
+        ended = Ended(item, size, tally.sent, tally.resumed, _now() - began, result, error)
+        ended.reused = tally.reused
+        self._end([ended])
         self._watch.flush()
         if error is not None and not isinstance(error, TdxError):
             raise error
@@ -310,6 +320,7 @@ class ManyPushes:
     ) -> dict[Item, SmallFile]:
         """Tell how each file ended; those that have no outcome yet."""
         seconds = _now() - began
+        self._remember(outcomes)
         endings: list[Ended] = []
         left: dict[Item, SmallFile] = {}
         for item, file in files.items():
@@ -327,6 +338,9 @@ class ManyPushes:
         self._end(endings)
         self._watch.flush()
         return left
+
+    def _remember(self, outcomes: Mapping[SmallFile, FileOutcome]) -> None:
+        """What has been read and sent, with what became of it."""
 
 
 def _now() -> float:

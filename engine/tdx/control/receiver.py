@@ -10,6 +10,7 @@ from tdx.config import ServeConfig
 from tdx.control.on_receive import Programs
 from tdx.control.replays import Replays
 from tdx.control.sessions import Sessions
+from tdx.control.tree_bodies import TreeBodies
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
@@ -34,6 +35,7 @@ class Receiver:
     metrics: Metrics
     policy: Policy
     replays: Replays = field(default_factory=Replays)
+    tree_bodies: TreeBodies = field(default_factory=TreeBodies)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
     programs: Programs | None = None

@@ -1,30 +1,16 @@
-"""One body of a file on its way to an upload: who writes it, what it has brought, and whether that counts."""
+"""One body of a file on its way to an upload: what it has brought, and whether that counts."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from tdx.control.messages import Exchange, FileBody, digests_differ
+from tdx.control.messages import digests_differ
 from tdx.control.stored import digest_stored
-from tdx.data.port import Cancel
 from tdx.metrics import Metrics
 from tdx.model import Claim, Span, Stages
 from tdx.store.port import Piece, Upload
-
-
-@dataclass(slots=True)
-class Writer:
-    """A body that is being received, and how to stop it. ``body`` is there once it is read."""
-
-    exchange: Exchange
-    span: Span
-    in_order: bool
-    cancel: Cancel = field(default_factory=Cancel)
-    body: FileBody | None = None
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -33,6 +19,10 @@ class Received:
 
     stages: Stages = field(default_factory=Stages)
     bytes: int = 0
+
+    def add(self, other: Received) -> None:
+        self.stages.add(other.stages)
+        self.bytes += other.bytes
 
 
 class Judgement:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tdx.control.files import check_size, check_stated_length, complete
+from tdx.control.file_fields import check_size, check_stated_length
+from tdx.control.files import complete
 from tdx.control.messages import Exchange, Response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
@@ -58,10 +59,10 @@ async def _append_to(
             exchange.always.append(exchange.dialect.completeness(done=False))
             raise
         # The draft forbids an offset to decrease.
-        await receiver.sessions.discard(session, "failed")
+        await receiver.sessions.discard(session, "failed", error)
         raise NotFound("bytes of this upload were lost; start a new one") from None
-    except (Overrun, TooLarge):
-        await receiver.sessions.discard(session, "failed")
+    except (Overrun, TooLarge) as error:
+        await receiver.sessions.discard(session, "failed", error)
         raise
     # An offset that is told must not decrease, whatever happens to the machine.
     await session.at_length(session.upload.mark)

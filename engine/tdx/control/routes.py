@@ -6,12 +6,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from tdx.control import bundles, files, resumable, uploads
+from tdx.control import base, bundles, files, resumable, trees, uploads
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.errors import MethodNotAllowed, NotFound
 from tdx.model import UploadId
 from tdx.proto.names import decode_name
+from tdx.proto.tree import TARGET as TREE_TARGET
 from tdx.version import VERSION
 
 Handler = Callable[[Receiver, Exchange], Awaitable[Response]]
@@ -49,6 +50,7 @@ async def hello(receiver: Receiver, exchange: Exchange) -> Response:
 
 _HELLO: Final = {"GET": hello}
 _BUNDLES: Final = {"POST": bundles.receive}
+_TREES: Final = {"POST": trees.take}
 _FILES: Final = {"PUT": files.put_file, "POST": files.create, "HEAD": files.stand}
 _UPLOADS: Final = {
     "HEAD": uploads.query,
@@ -57,7 +59,13 @@ _UPLOADS: Final = {
     "PUT": uploads.put_range,
     "DELETE": uploads.cancel,
 }
-_COMMITS: Final = {"POST": uploads.commit}
+_STEPS: Final = {
+    "commit": {"POST": uploads.commit},
+    "base": {"POST": base.take},
+    "blocks": {"POST": base.blocks},
+    "patch": {"POST": base.patch},
+}
+"""What is below an upload."""
 _ANY: Final = {*_HELLO, *_BUNDLES, *_FILES, *_UPLOADS}
 
 
@@ -65,12 +73,15 @@ def label_of(target: str) -> str:
     """The metrics' label of a target, also of one that no route serves."""
     if target == "/v1/hello":
         return "hello"
+    if target == TREE_TARGET:
+        return "tree"
     if target == "/files":
         return "bundle"
     if target.startswith("/files/"):
         return "files"
     if target.startswith("/uploads/"):
-        return "commit" if target.endswith("/commit") else "upload"
+        step = target.rpartition("/")[2]
+        return step if step in _STEPS else "upload"
     return "none"
 
 
@@ -78,6 +89,8 @@ def route(method: str, target: str) -> Handler:
     """The handler of a request. NotFound, MethodNotAllowed, BadName."""
     if target == "/v1/hello":
         return _choose(method, _HELLO)
+    if target == TREE_TARGET:
+        return _choose(method, _TREES)
     if target == "/files":
         return _choose(method, _BUNDLES)
     if method == "OPTIONS" and target in ("*", "/files/"):
@@ -90,8 +103,8 @@ def route(method: str, target: str) -> Handler:
         upload = UploadId(given)
         if _UPLOAD_ID.fullmatch(given) and not slash:
             return _choose(method, _bound(_UPLOADS, upload), creates=True)
-        if _UPLOAD_ID.fullmatch(given) and rest == "commit":
-            return _choose(method, _bound(_COMMITS, upload))
+        if _UPLOAD_ID.fullmatch(given) and rest in _STEPS:
+            return _choose(method, _bound(_STEPS[rest], upload))
     raise NotFound(f"nothing is at {target}")
 
 

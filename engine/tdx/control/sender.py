@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tdx.control.push_stream import StreamPush
 from tdx.control.resolve import Peer
 from tdx.control.sending import MOST_STREAMS
 from tdx.control.workers import Workers
-from tdx.data.source import Source
+from tdx.data.source import Source, settled
 from tdx.errors import Superseded, TdxError
 from tdx.identity.providers import identities_of
 from tdx.identity.settings import IdentitySettings
@@ -87,11 +88,20 @@ class Sender:
     async def push_file(self, path: Path, options: PushOptions, tally: Tally) -> PushResult:
         """Push one regular file. Raises what ended the push; a partial is kept."""
         with await self.workers.on_disk(Source.open, path) as source:
-            return await self._counted(FilePush(self.client, source, options, self.pace, tally), tally)
+            began = time.time()
+            result = await self._counted(FilePush(self.client, source, options, self.pace, tally), tally)
+            if options.roots is not None and result.root is not None and settled(source.status, began):
+                options.roots.remember(source.status, result.root)
+            return result
 
-    def many(self, options: PushOptions, watch: Watch) -> ManyPushes:
+    def many(self, options: PushOptions, watch: Watch, *, compare: bool = False) -> ManyPushes:
         """Pushes of many files, several at a time; ``watch`` is told of each. ``options`` hold for
-        all of them and name none."""
+        all of them and name none. ``compare``: the peer is asked first what it has already, and makes
+        folders and links."""
+        if compare:
+            from tdx.control.push_trees import TreePushes
+
+            return TreePushes(self, options, watch)
         from tdx.control.push_many import ManyPushes
 
         return ManyPushes(self, options, watch)
@@ -100,6 +110,10 @@ class Sender:
         """Push what can be read from ``descriptor`` until its end."""
         push = StreamPush(self.client, descriptor, options.name, options.conflict, self.pace, tally)
         return await self._counted(push, tally)
+
+    def count_known(self, outcomes: Iterable[PushResult | TdxError]) -> None:
+        """Count files of which nothing was sent as pushes."""
+        self.count_bundle(outcomes, Tally())
 
     def count_bundle(self, outcomes: Iterable[PushResult | TdxError], tally: Tally) -> None:
         """Count the files of one bundle as pushes."""

@@ -61,7 +61,8 @@ _MOST_SECONDS: Final = 1e9
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
     """What the receiver said when it opened the upload. ``streams`` is its limit; an extent may travel
-    in pieces that begin on a multiple of ``part``. ``seals``: it opens sealed bodies."""
+    in pieces that begin on a multiple of ``part``. ``seals``: it opens sealed bodies. ``base``: bytes of
+    the file that is to be replaced, and that the new one may be made from; 0 where there is none."""
 
     id: UploadId
     epoch: int
@@ -74,6 +75,7 @@ class OpenUpload:
     resumed: bool
     unchanged: bool
     seals: bool = False
+    base: int = 0
 
     @property
     def target(self) -> str:
@@ -90,6 +92,7 @@ class OpenUpload:
             document.get(key) for key in ("id", "epoch", "extent_size", "streams")
         )
         held, part, seals = document.get("held"), document.get("part"), document.get("seals")
+        base = document.get("base")
         if not (
             isinstance(upload, str)
             and _ID.fullmatch(upload) is not None
@@ -111,6 +114,7 @@ class OpenUpload:
             resumed=document.get("resumed") is True,
             unchanged=document.get("unchanged") is True,
             seals=isinstance(seals, list) and SEAL in seals,
+            base=base if isinstance(base, int) and base > 0 else 0,
         )
 
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from tdx.control import events
 from tdx.control.connection import endpoint_of
 from tdx.control.conversations import Conversations
 from tdx.control.listeners import Listeners
@@ -41,7 +42,7 @@ class Server:
     async def start(self) -> list[Endpoint]:
         """Recover the store, then listen; the addresses listened on."""
         for receipt in await self._receiver.workers.on_disk(self._receiver.store.recover):
-            log.info("finished publishing %s after an interruption", receipt.path)
+            events.recovered(receipt)
             self._receiver.published([receipt], None)
         await self._receiver.sessions.discard_orphans()
         listeners = await self._receiver.workers.asked(self._listeners.open)
@@ -84,7 +85,7 @@ class Server:
                 if loop.time() - expired_at >= EXPIRY_SECONDS:
                     expired_at = loop.time()
                     for partial in await receiver.workers.on_disk(receiver.expire):
-                        log.info("removed the abandoned upload %s of %s", partial.upload, partial.spec.name)
+                        events.expired(partial)
             except TdxError as error:
                 log.warning("housekeeping: %s", error)
             except Exception:  # whatever it was, the next round must come

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from typing import Final, ParamSpec, TypeVar
 
 from tdx.control.messages import Exchange, digests_differ
-from tdx.control.parts import Parts, overlap
 from tdx.control.quotas import Quotas
-from tdx.control.receiving import Judgement, Received, Writer
+from tdx.control.receiving import Judgement, Received
 from tdx.control.stored import hash_stored
 from tdx.control.workers import Workers
+from tdx.control.writers import Writer, Writers
 from tdx.data.port import ReceiveHooks, Slot
 from tdx.data.probe import choose_receive
-from tdx.data.sockets import shut
 from tdx.errors import (
-    Busy,
-    ConnectionLost,
-    Interrupted,
     OffsetMismatch,
     Overrun,
     ProtocolError,
@@ -41,7 +37,7 @@ from tdx.metrics import Metrics
 from tdx.model import Claim, Owner, Span, UploadId
 from tdx.policy.rules import largest_file
 from tdx.proto.problem import INCONSISTENT_LENGTH
-from tdx.proto.receiver import Leases, UploadEvent, UploadMachine
+from tdx.proto.receiver import UploadEvent, UploadMachine
 from tdx.store.port import Piece, Store, Upload
 
 P = ParamSpec("P")
@@ -49,12 +45,6 @@ T = TypeVar("T")
 
 ENDLESS: Final = 1 << 62
 """Where a body of unknown length is taken to end."""
-
-SILENT_SECONDS: Final = 2.0
-"""A writer that has brought nothing for this long gives way to another one for its extents."""
-
-APPEND_ENDS_SECONDS: Final = 1.0
-"""How long an append that is to end may take to write what has arrived."""
 
 
 class Session:
@@ -81,8 +71,10 @@ class Session:
         """The file that was there has been found to be another one."""
         self.last_used = self.started = asyncio.get_running_loop().time()
         """Seconds on the loop's clock; ``started`` is when the newest run opened the upload."""
-        self.received = 0
-        """Bytes that arrived since then."""
+        self.brought = Received()
+        """What arrived since then, and where the time went."""
+        self.resumed = upload.held.total()
+        """Bytes that were held before."""
         self.store = store
         self.workers = workers
         self.metrics = metrics
@@ -94,10 +86,7 @@ class Session:
         self._unused = asyncio.Event()
         self._unused.set()
         self._rechecking: asyncio.Task[None] | None = None
-        self._leases = Leases()
-        self._parts = Parts()
-        self._writers: dict[int, Writer] = {}
-        self._numbers = itertools.count(1)
+        self._writers = Writers()
 
     @property
     def id(self) -> UploadId:
@@ -154,9 +143,9 @@ class Session:
     def restarted(self) -> None:
         """A new run has taken the upload over."""
         self.started = asyncio.get_running_loop().time()
-        self.received = 0
+        self.brought, self.resumed = Received(), self.upload.held.total()
         self.compared = False
-        self._parts.forget()
+        self._writers.parts.forget()
 
     def touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
@@ -180,26 +169,34 @@ class Session:
         do not fit it are not recorded.
         """
         extents = extents_of(span, self.upload.spec.extent_size)
-        with self._writing(exchange, span, in_order=False) as writer:
-            self._parts.forget(extents)
+        with self.writing(exchange, span) as writer:
+            self.forget_parts([extents])
             return await self._receive_kept(writer, extents, expected)
+
+    def forget_parts(self, extents: Iterable[range]) -> None:
+        """Parts of these that came do not count any more."""
+        for each in extents:
+            self._writers.parts.forget(each)
 
     async def receive_part(self, exchange: Exchange, span: Span, expected: bytes | None) -> Received:
         """Receive a part of one extent, which is recorded, with the digest of what is stored, once all its
         parts are there. ``expected`` as for :meth:`receive_extents`, of the part."""
         index = span.start // self.upload.spec.extent_size
-        with self._writing(exchange, span, in_order=False, part_of=index) as writer:
+        with self.writing(exchange, span, part_of=index) as writer:
             return await self._receive_kept(writer, range(index, index + 1), expected, part_of=index)
 
     async def _receive_kept(
         self, writer: Writer, extents: range, expected: bytes | None, part_of: int | None = None
     ) -> Received:
-        # Beginnings of extents that appends left are about to be written over.
-        if stale := [index for index in self.upload.tails if index in extents]:
-            await self.workers.on_disk(self.upload.invalidate, stale)
+        await self.drop_beginnings(extents)
         judgement = Judgement(self.upload, self.metrics)
         slots = self._slots(writer.span)
         return await self._receive(writer, slots, judgement, expected=expected, part_of=part_of)
+
+    async def drop_beginnings(self, extents: Container[int]) -> None:
+        """Forget what appends left of these extents: it is about to be written over."""
+        if stale := [index for index in self.upload.tails if index in extents]:
+            await self.workers.on_disk(self.upload.invalidate, stale)
 
     def _slots(self, span: Span) -> Iterator[Slot]:
         """Each extent's part of a body, and whether it is kept: not of an extent that is held by now."""
@@ -232,8 +229,8 @@ class Session:
         if length is not None and end > MAX_EXTENTS * size:
             raise TooLarge(f"a file of more than {MAX_EXTENTS * size} bytes")
         span = Span(start, end)
-        with self._writing(exchange, span, in_order=True) as writer:
-            self._parts.forget(extents_of(span, size))
+        with self.writing(exchange, span, in_order=True) as writer:
+            self._writers.parts.forget(extents_of(span, size))
             carried = await self.at_length(self._restore_hasher, start) if start % size else None
             slots = self._slots(span)
             first = next(slots)
@@ -263,30 +260,26 @@ class Session:
         return hasher
 
     @contextlib.contextmanager
-    def _writing(
-        self, exchange: Exchange, span: Span, *, in_order: bool, part_of: int | None = None
+    def writing(
+        self,
+        exchange: Exchange,
+        span: Span,
+        extents: Sequence[range] | None = None,
+        *,
+        in_order: bool = False,
+        part_of: int | None = None,
     ) -> Generator[Writer]:
-        """Register a body: what it may write is its own until the block ends, and an extent that it is a
-        part of is for other parts only. Nothing is awaited between the caller's checks and the lease."""
+        """Register a writer of the ``extents`` that ``span`` touches, or of some of them. Nothing is awaited
+        between the caller's checks and the lease."""
         self.machine.handle(UploadEvent.BODY)
-        if len(self._writers) >= exchange.limits.streams_per_upload:
-            raise Busy(f"this upload has {len(self._writers)} streams already")
-        number = next(self._numbers)
-        # The parts of an extent hold its lease together.
-        holder = number if part_of is None else -1 - part_of
-        self._leases.take(holder, extents_of(span, self.upload.spec.extent_size))
-        if part_of is not None:
-            self._parts.begin(part_of, span)
-        writer = self._writers[number] = Writer(exchange, span, in_order)
+        if extents is None:
+            extents = [extents_of(span, self.upload.spec.extent_size)]
         try:
-            yield writer
+            with self._writers.writing(exchange, span, extents, in_order=in_order, part_of=part_of) as writer:
+                yield writer
         finally:
-            if part_of is None or self._parts.end(part_of, span):
-                self._leases.release(holder)
-            del self._writers[number]
             if not self._writers:
                 self._quotas.settle(self.upload)
-            writer.finished.set()
             self.touch()
 
     async def _receive(
@@ -310,7 +303,7 @@ class Session:
         try:
             await exchange.connection.lend(lambda _: move(), cancel)
         finally:
-            self.received += received.bytes
+            self.brought.add(received)
         exchange.file_body_ended(body)
         self.metrics.add_stages(received.stages)
         return received
@@ -351,7 +344,9 @@ class Session:
                 raise TooLarge(f"a file of more than {most} bytes")
             if part_of is None:
                 judgement.record(Piece(Span(index * size, span.end), digest))
-            elif self._parts.wrote(index, span, whole := extent_span(index, upload.spec.length, size)):
+            elif self._writers.parts.wrote(
+                index, span, whole := extent_span(index, upload.spec.length, size)
+            ):
                 # Nobody writes there any more: a part that came again would have begun anew.
                 hasher = new_hasher()
                 hash_stored(upload, whole, hasher)
@@ -370,38 +365,13 @@ class Session:
         )
 
     async def cut_off_silent(self, span: Span) -> None:
-        """Stop the writers of these bytes from which nothing comes any more: a connection
-        that died without a word must not keep its sender's next one waiting."""
-        reason = ConnectionLost("nothing came on this connection, and its sender has opened another")
-        for writer in list(self._writers.values()):
-            if not overlap(writer.span, span) or writer.body is None:
-                continue
-            if writer.body.silent_for >= SILENT_SECONDS:
-                writer.cancel.set(reason)
-                shut(writer.exchange.connection.sock)
-                await writer.finished.wait()
+        """See :meth:`tdx.control.writers.Writers.cut_off_silent`."""
+        await self._writers.cut_off_silent(span)
 
     async def end_appends(self) -> None:
-        """Stop the append that is on its way, if any, keeping what it brought: its sender has
-        come back on another connection."""
-        reason = Interrupted("another request for this upload has ended this append")
-        for writer in [writer for writer in self._writers.values() if writer.in_order]:
-            writer.exchange.connection.stop_reading()
-            try:
-                async with asyncio.timeout(APPEND_ENDS_SECONDS):
-                    await writer.finished.wait()
-            except TimeoutError:
-                # It goes on arriving, and the kernel goes on handing it out.
-                if writer.body is not None:
-                    writer.body.interrupt(reason)
-                await writer.finished.wait()
+        """See :meth:`tdx.control.writers.Writers.end_appends`."""
+        await self._writers.end_appends()
 
     async def cut_off_writers(self, reason: TdxError) -> None:
         """Stop every body of this upload and wait until none can write any more."""
-        while self._writers:
-            writers = list(self._writers.values())
-            for writer in writers:
-                writer.cancel.set(reason)
-                shut(writer.exchange.connection.sock)
-            for writer in writers:
-                await writer.finished.wait()
+        await self._writers.cut_off(reason)

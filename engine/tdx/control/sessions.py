@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Hashable
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from tdx.control import events
 from tdx.control.quotas import Quotas
 from tdx.control.session import Session
 from tdx.control.workers import Workers
@@ -79,6 +80,7 @@ class Sessions:
             session = self._adopt(upload)
             session.admitted = not compares
             epoch = upload.epoch
+            events.created(upload)
         await self._make_room(session)
         return session, epoch, None
 
@@ -109,7 +111,7 @@ class Sessions:
         except NoSpace as error:
             if not session.upload.held:
                 _remember(self._removed, session.id, (session.owner, error))
-                await self.discard(session, "failed")
+                await self.discard(session, "failed", error)
             raise
         session.admitted = True
 
@@ -139,6 +141,7 @@ class Sessions:
             session.restarted()
             await self._workers.on_disk(session.upload.refresh, spec)
             session.recheck_early()
+            events.resumed(session.upload)
             return session, session.upload.epoch
 
     async def _supersede(self, upload: UploadId, owner: Owner) -> None:
@@ -153,7 +156,7 @@ class Sessions:
             replaced = Superseded("a newer run of the same push has replaced this upload")
             await session.cut_off_writers(replaced)
             _remember(self._removed, upload, (owner, replaced))
-            await self.discard(session, "superseded")
+            await self.discard(session, "superseded", replaced)
 
     async def get(self, upload: UploadId, owner: Owner) -> Session:
         """The session of an upload, opened from the store where this process does not hold
@@ -228,19 +231,19 @@ class Sessions:
         async with self._lock((owner, "key", key)):
             yield
 
-    def ended(self, session: Session, outcome: Outcome) -> None:
+    def ended(self, session: Session, receipt: Receipt) -> None:
         """The upload was published or settled; the store has closed it."""
-        self._account(session, outcome)
+        self._account(session, receipt.outcome, receipt)
         self._forget(session)
         _remember(self._last_epochs, session.id, session.upload.epoch)
 
-    async def discard(self, session: Session, result: str) -> None:
-        """Remove an upload; ``result`` is its label in the metrics. One that has ended
-        already is no error."""
+    async def discard(self, session: Session, result: str, why: BaseException | None = None) -> None:
+        """Remove an upload; ``result`` is its label in the metrics, ``why`` for the log. One that
+        has ended already is no error."""
         await session.cut_off_writers(NotFound("the upload was removed"))
         async with self._lock(session.id):
             if self._forget(session):
-                self._account(session, result)
+                self._account(session, result, why=why)
             try:
                 await self._workers.on_disk(session.upload.discard)
             except NotFound:
@@ -258,12 +261,20 @@ class Sessions:
             self.quotas.ended(session.owner, session.id)
         return mine
 
-    def _account(self, session: Session, result: str) -> None:
+    def _account(
+        self,
+        session: Session,
+        result: str,
+        receipt: Receipt | None = None,
+        why: BaseException | None = None,
+    ) -> None:
         seconds = asyncio.get_running_loop().time() - session.started
         self._metrics.uploads.add(1, (session.protocol, result))
         self._metrics.transfer_duration.observe(seconds)
-        if result == Outcome.PUBLISHED and session.received and seconds > 0:
-            self._metrics.transfer_throughput.observe(session.received / seconds)
+        received = session.brought.bytes
+        if result == Outcome.PUBLISHED and received and seconds > 0:
+            self._metrics.transfer_throughput.observe(received / seconds)
+        events.ended(session, result, seconds, receipt, why)
 
     async def discard_orphans(self) -> None:
         """Remove what an earlier receiver left that nobody can go on with: whole files of tdx
@@ -280,6 +291,8 @@ class Sessions:
         """Give up the claim and keep the partial."""
         async with self._lock(session.id):
             if self._forget(session):
+                if session.brought.bytes:
+                    events.kept(session)
                 await self._workers.on_disk(session.upload.close)
 
     async def _make_room(self, newest: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from tdx.errors import ProtocolError
 from tdx.integrity import ALGORITHM, BUFFER_FOR_HASHING, Hasher, new_hasher
@@ -21,6 +22,18 @@ def hash_stored(upload: Upload, span: Span, hasher: Hasher) -> None:
             raise ProtocolError("stored bytes are missing")
         hasher.update(part[:n])
         at += n
+
+
+def digest_at(read_at: Callable[[memoryview, int], int], span: Span) -> bytes | None:
+    """The XXH3-128 of these bytes, as ``read_at(view, offset)`` reads them; None where it has not all."""
+    hasher = new_hasher()
+    buffer = memoryview(bytearray(min(BUFFER_FOR_HASHING, len(span))))
+    for at in range(span.start, span.end, len(buffer)):
+        part = buffer[: min(len(buffer), span.end - at)]
+        if read_at(part, at) < len(part):
+            return None
+        hasher.update(part)
+    return hasher.digest()
 
 
 def digest_stored(upload: Upload, span: Span | None, algorithm: str) -> bytes:

@@ -186,10 +186,10 @@ async def _commit(
                 receipt = await ending.commit(
                     session, digests, length, claims, check_identical=check_identical
                 )
-            except (Exists, VerificationFailed):
-                await receiver.sessions.discard(session, "failed")
+            except (Exists, VerificationFailed) as error:
+                await receiver.sessions.discard(session, "failed", error)
                 raise
-            receiver.sessions.ended(session, receipt.outcome)
+            receiver.sessions.ended(session, receipt)
             receiver.published([receipt], exchange.identity)
             return receipt
     except NotFound:

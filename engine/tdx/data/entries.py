@@ -11,12 +11,13 @@ import socket
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 from typing import Final
 
 from tdx.data.buffers import BUFFERS
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.send import send_buffer
+from tdx.data.source import settled
 from tdx.errors import ProtocolError, SourceChanged
 from tdx.integrity import digest_of
 from tdx.model import Span, Stages, shown
@@ -37,6 +38,7 @@ class SmallFile:
     ``size`` and ``digest`` are of the content as it was sent first; ``digest`` is empty until then.
     ``aside``: it is not in the bundle, because it is not what a bundle takes, cannot be read, or was
     written to while it was read. ``error``: it was sent once and is no longer what it was.
+    ``status`` is what stat told of what was sent, and ``settled``, that any change since shows in it.
     """
 
     path: str
@@ -47,6 +49,8 @@ class SmallFile:
     sent: int = 0
     aside: bool = False
     error: SourceChanged | None = None
+    status: os.stat_result | None = None
+    settled: bool = False
 
 
 class EntriesSend:
@@ -66,7 +70,7 @@ class EntriesSend:
     ) -> Stages:
         """Send what can be read of ``files``; errors as for :class:`tdx.data.port.SendPump`, those of
         the files apart, which :class:`SmallFile` tells."""
-        began = perf_counter()
+        began, now = perf_counter(), time()
         out = _Framing(sock, self._hooks, self._sent, cancel, stall_timeout)
         scratch = BUFFERS.take()
         content = 0
@@ -77,6 +81,7 @@ class EntriesSend:
                     _put_aside(file)
                 else:
                     out.add(file, head, scratch)
+                    file.settled = file.status is not None and settled(file.status, now)
                     content += file.size
             out.finish()
         finally:
@@ -176,7 +181,7 @@ def _read(file: SmallFile, view: memoryview, most: int) -> bytes | None:
         head = encode_head(entry)
     except ProtocolError:
         return None
-    file.size, file.digest = size, digest
+    file.size, file.digest, file.status = size, digest, before
     return head
 
 

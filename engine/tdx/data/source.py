@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from tdx.data.port import BUFFER
 from tdx.errors import SourceChanged, SourceError
-from tdx.integrity import digest_of, extent_count, extent_span, new_hasher
+from tdx.integrity import block_digests, digest_of, extent_count, extent_span, new_hasher
 from tdx.model import Span, shown
 
 MAX_HOLES: Final = 1000
@@ -24,6 +24,9 @@ YOUNG: Final = 2.0
 
 READINGS: Final = 3
 """How often a source is read again at the end while its ctime goes on changing."""
+
+_STAT_BLOCK: Final = 512
+"""Bytes that st_blocks counts in, whatever the filesystem's own blocks are."""
 
 _KINDS: Final = (
     (stat.S_ISDIR, "is a directory"),
@@ -90,6 +93,10 @@ class Source:
         return self._descriptor
 
     @property
+    def status(self) -> os.stat_result:
+        return self._status
+
+    @property
     def length(self) -> int:
         return self._status.st_size
 
@@ -101,6 +108,12 @@ class Source:
     def mode(self) -> int:
         """The permission bits, without setuid, setgid and sticky."""
         return self._status.st_mode & 0o777
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it has holes: it takes less room than it has bytes. (So does a file that its filesystem
+        compresses.)"""
+        return self._status.st_blocks * _STAT_BLOCK < self._status.st_size
 
     @property
     def source_id(self) -> str:
@@ -216,6 +229,17 @@ class Source:
                 hasher.update(part)
             yield index, hasher.digest()
 
+    def block_digests(self, span: Span) -> bytes:
+        """The digests of the blocks that ``span``, which begins with one, is made of. Errors as
+        :meth:`hash_extents`."""
+        buffer = memoryview(bytearray(min(BUFFER, len(span))))
+        digests: list[bytes] = []
+        for at in range(span.start, span.end, len(buffer)):
+            part = buffer[: min(len(buffer), span.end - at)]
+            self._fill(part, at)
+            digests.append(block_digests(part))
+        return b"".join(digests)
+
     def content_digest(self, algorithm: str, go_on: Callable[[], None]) -> bytes:
         """The whole content's digest by a hash of the standard library (``sha-256``), for whoever
         wants more than the extents' own. ``go_on`` is called between reads and may raise."""
@@ -250,6 +274,12 @@ class Source:
             if error.errno == errno.ENXIO:
                 return self.length
             raise
+
+
+def settled(status: os.stat_result, now: float) -> bool:
+    """Whether any change after ``now`` (seconds since the Unix epoch) is sure to show in what stat tells, so
+    that what is read from then on is the content for as long as that stays the same."""
+    return max(status.st_mtime_ns, status.st_ctime_ns) <= (now - YOUNG) * 1e9
 
 
 def _refuse_special(name: str, mode: int) -> None:

@@ -100,6 +100,17 @@ def parse(status: int, content_type: str | None, body: bytes) -> TdxError:
     return cls(message)
 
 
+def parse_member(document: dict[str, object]) -> TdxError | None:
+    """The error that one of several answers in a document means: by its member ``problem``, a problem
+    document, as :func:`parse`. None where it has none."""
+    refusal = document.get("problem")
+    if not isinstance(refusal, dict):
+        return None
+    status = cast("dict[str, object]", refusal).get("status")
+    known = type(status) is int and 400 <= status <= 599
+    return parse(cast("int", status) if known else 500, MEDIA_TYPE, json.dumps(refusal).encode())
+
+
 def _document(content_type: str | None, body: bytes) -> dict[str, object]:
     """The members of a problem document; empty where the body is none."""
     media_type = (content_type or "").partition(";")[0].strip().lower()

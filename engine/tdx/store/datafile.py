@@ -13,6 +13,7 @@ from tdx.integrity import MIB
 from tdx.model import Span
 from tdx.store.folders import Folder
 from tdx.store.reading import digest_of_span, read_full
+from tdx.store.sparse import punch_zeros
 from tdx.store.syscalls import System
 
 WRITEBACK_WINDOW: Final = 8 * MIB
@@ -136,6 +137,10 @@ class DataFile:
             return digest_of_span(self._system, self._folder.data, span, buffer)
         except OSError:
             return None
+
+    def punch_zeros(self) -> None:
+        """Let blocks of zeros take no room, where the filesystem can. It changes the mtime."""
+        punch_zeros(self._system, self._folder.data)
 
     def give_attributes(self, size: int, mode: int | None, mtime_ns: int | None) -> None:
         """What the published file is to have: its exact length (StorageError), and as far as the

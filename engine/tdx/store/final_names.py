@@ -3,9 +3,9 @@ of them are in doubt."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import stat
+from collections.abc import Iterable
 from typing import Final
 
 from tdx.errors import BadName, Exists, NotFound, StorageError, disk_failure
@@ -53,33 +53,14 @@ class FinalNames:
         IsADirectoryError where that was taken meanwhile; OSError, BadName, StorageError."""
         try:
             if conflict is Conflict.OVERWRITE:
-                self._system.rename(staged, target, src_dir_fd=source, dst_dir_fd=fd)
+                with self._tree.replacing():
+                    self._system.rename(staged, target, src_dir_fd=source, dst_dir_fd=fd)
             else:
-                self._move_without_replacing(source, staged, fd, target)
+                rename_without_replacing(self._system, source, staged, fd, target)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise BadName(f"{name}: lies on another filesystem than the receiver's folder") from error
             raise
-
-    def _move_without_replacing(self, source: int, staged: str, fd: int, target: str) -> None:
-        try:
-            self._system.rename_noreplace(staged, target, src_dir_fd=source, dst_dir_fd=fd)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            self._link(source, staged, fd, target)
-
-    def _link(self, source: int, staged: str, fd: int, target: str) -> None:
-        try:
-            self._system.link(staged, target, src_dir_fd=source, dst_dir_fd=fd)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            raise StorageError(
-                "this filesystem cannot publish without a risk of overwriting; use --conflict overwrite"
-            ) from error
-        with contextlib.suppress(OSError):
-            self._system.unlink(staged, dir_fd=source)
 
     # --- durability ---------------------------------------------------------------
 
@@ -87,6 +68,10 @@ class FinalNames:
         """StorageError where ``path`` is in doubt."""
         if path in self._doubtful:
             raise StorageError(f"{path}: the disk failed to make it durable; {RESTART}")
+
+    def in_doubt(self, paths: Iterable[str]) -> None:
+        """From now on these paths are."""
+        self._doubtful.update(paths)
 
     def doubt(self, path: str, error: OSError) -> DirectoryNotDurable:
         """From now on ``path``, a file in place, is in doubt: the error that says so."""
@@ -150,3 +135,33 @@ class FinalNames:
                 return True
         except (FileNotFoundError, BadName):
             return False
+
+
+def rename_without_replacing(
+    system: System, source: int, staged: str, fd: int, target: str, *, moves: bool = False
+) -> None:
+    """Rename ``staged`` in the directory ``source`` to ``target`` in ``fd``, which must be free:
+    FileExistsError. OSError; StorageError where the filesystem cannot promise that. Where it takes a link and
+    a removal, the latter may fail, which is an OSError only where the file ``moves``."""
+    try:
+        system.rename_noreplace(staged, target, src_dir_fd=source, dst_dir_fd=fd)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _link(system, source, staged, fd, target)
+        try:
+            system.unlink(staged, dir_fd=source)
+        except OSError:
+            if moves:
+                raise
+
+
+def _link(system: System, source: int, staged: str, fd: int, target: str) -> None:
+    try:
+        system.link(staged, target, src_dir_fd=source, dst_dir_fd=fd)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise StorageError(
+            "this filesystem cannot publish without a risk of overwriting; use --conflict overwrite"
+        ) from error

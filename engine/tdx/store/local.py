@@ -12,11 +12,13 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy, disk_failure
 from tdx.model import RESERVE, Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.proto.tree import Entry
+from tdx.store.base import LocalBase
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import UNFINISHED_AGE, Bundles
 from tdx.store.datafile import DataFile, Disk
@@ -26,15 +28,16 @@ from tdx.store.journal import Session
 from tdx.store.ledger import Ledger
 from tdx.store.own import lock, open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
-from tdx.store.port import Existing, Partial
+from tdx.store.port import Existing, GoOn, Partial, Told
 from tdx.store.publish import Destination
 from tdx.store.publish_bundle import PublishContext
-from tdx.store.published import still_there
+from tdx.store.published import no_longer, still_there
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
 from tdx.store.rules import check_name, created, is_idle, matching
 from tdx.store.space import Space
 from tdx.store.syscalls import IN_MEMORY, NO_PREALLOCATION, SYNCED_AS_A_WHOLE, System
+from tdx.store.tree_request import TreeRequest
 from tdx.store.upload import LocalUpload
 from tdx.store.uploads import Uploads
 
@@ -253,8 +256,19 @@ class LocalStore:
             log.warning("%r cannot be compared with what is being sent: %s", name, error)
             return None
 
+    def open_base(self, name: FileName) -> LocalBase | None:
+        return LocalBase.open(self._system, self._tree, name)
+
     def make_durable(self, path: str) -> int:
         return self._names.make_durable(path)
+
+    def take_entries(
+        self, owner: Owner, conflict: Conflict, entries: Sequence[Entry], go_on: GoOn
+    ) -> list[Told | TdxError]:
+        try:
+            return TreeRequest(self._publishing, owner, conflict, entries, go_on).run()
+        except OSError as error:
+            raise disk_failure("the entries of a tree cannot be taken", error) from error
 
     # --- receipts and the end of things -----------------------------------------------------
 
@@ -315,6 +329,9 @@ class LocalStore:
         _, gone = still_there(self._tree, self._receipts.files())
         if gone:
             self._receipts.forget_files(gone)
+        changed = no_longer(self._tree, self._receipts.known().values())
+        if changed:
+            self._receipts.forget(changed)
         return removed
 
     def _expire(self, upload: UploadId, now: float, older_than: float | None) -> Partial | None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-from tdx.errors import NoSpace, NotFound, UploadBusy
+from tdx.errors import NoSpace, NotFound, TdxError, UploadBusy
 from tdx.integrity import digest_of
 from tdx.model import Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
+from tdx.proto.tree import Entry
 from tdx.store.journal import Record, Session, State
 from tdx.store.memory_bundle import MemoryBundle
-from tdx.store.memory_disk import MemoryDisk, Staged
+from tdx.store.memory_disk import MemoryBase, MemoryDisk, Staged
+from tdx.store.memory_tree import MemoryTree
 from tdx.store.memory_upload import MemoryUpload
-from tdx.store.port import Existing, Partial
+from tdx.store.port import Existing, GoOn, Partial, Told
 from tdx.store.rules import check_name, check_space, created, is_idle, matching
 
 
@@ -118,8 +120,20 @@ class MemoryStore:
             return None
         return [digest_of(found[at : at + extent_size]) for at in range(0, len(found), extent_size)]
 
+    def open_base(self, name: FileName) -> MemoryBase | None:
+        with self.disk.lock:
+            self.disk.check_path(name)
+            found = self.disk.files.get(name)
+        return MemoryBase(found) if found else None
+
     def make_durable(self, path: str) -> int:
         return self.disk.make_durable(path)
+
+    def take_entries(
+        self, owner: Owner, conflict: Conflict, entries: Sequence[Entry], go_on: GoOn
+    ) -> list[Told | TdxError]:
+        with self.disk.lock:
+            return MemoryTree(self.disk, owner, conflict, self.look_alikes).take_all(entries, go_on)
 
     def receipt(self, upload: UploadId) -> Receipt | None:
         with self.disk.lock:

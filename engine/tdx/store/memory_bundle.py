@@ -68,9 +68,7 @@ class MemoryBundle:
 
     def _upload(self, file: BundledFile, data: bytearray) -> MemoryUpload | TdxError:
         # With this mode a name that is taken is no obstacle yet.
-        spec = UploadSpec(
-            self._owner, file.name, file.size, MIN_EXTENT, key=file.key, conflict=Conflict.OVERWRITE
-        )
+        spec = self._spec(file, Conflict.OVERWRITE)
         try:
             upload = self._create(spec)
             upload.write_at(memoryview(data), 0)
@@ -80,12 +78,22 @@ class MemoryBundle:
             return error
         return upload
 
+    def _spec(self, file: BundledFile, conflict: Conflict) -> UploadSpec:
+        return UploadSpec(
+            self._owner,
+            file.name,
+            file.size,
+            MIN_EXTENT,
+            key=file.key,
+            conflict=conflict,
+            mtime_ns=file.mtime_ns,
+            mode=file.mode,
+        )
+
     def _publish(self, file: BundledFile, upload: MemoryUpload, admit: Admit) -> Receipt | TdxError:
         digests = [file.digest] if file.size else []
         root = str(Root.over(digests, file.size, MIN_EXTENT))
-        spec = UploadSpec(
-            self._owner, file.name, file.size, MIN_EXTENT, key=file.key, conflict=self._conflict
-        )
+        spec = self._spec(file, self._conflict)
         try:
             upload.refresh(spec)
             existing = self._identical(spec, digests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tdx.errors import BadName, Exists, NoSpace, NotFound, StorageError
 from tdx.model import Conflict, Outcome, Receipt, UploadId, UploadSpec
@@ -27,6 +28,32 @@ class Staged:
         return max(0, needed - len(self.data)) if self.claimed else 0
 
 
+class MemoryBase:
+    """See :class:`tdx.store.port.Base`."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @property
+    def size(self) -> int:
+        return len(self._content)
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        found = self._content[offset : offset + len(view)]
+        view[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Attributes(NamedTuple):
+    """Permission bits and mtime; of a file, None for what its sender did not tell."""
+
+    mode: int | None
+    mtime_ns: int | None
+
+
 class MemoryDisk:
     """``files`` is what is published, by path; ``capacity`` the bytes that may be stored, published and
     staged together; ``syncs_fail`` whether making anything durable fails, as on a dying disk.
@@ -35,6 +62,11 @@ class MemoryDisk:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.files: dict[str, bytes] = {}
+        self.attributes: dict[str, Attributes] = {}
+        """Of files that were published."""
+        self.folders: dict[str, Attributes] = {}
+        """Those that were made or given attributes; others are there because something lies in them."""
+        self.links: dict[str, str] = {}
         self.capacity = 1 << 40
         self.syncs_fail = False
         self.lock = threading.RLock()
@@ -62,11 +94,13 @@ class MemoryDisk:
                     leaf = path.rpartition("/")[2]
                     above = path[: -len(leaf)]
                     path = above + free_number(leaf, lambda each: self.taken(above + each))
-                elif spec.conflict is Conflict.ERROR or path not in self.files:
+                elif spec.conflict is Conflict.ERROR or self.is_folder(path):
                     raise Exists(f"{path}: is there already", path=path)
                 elif spec.conflict is Conflict.SKIP:
                     return None
+            self.links.pop(path, None)
             self.files[path] = bytes(staged.data[:length]).ljust(length, b"\0")
+            self.attributes[path] = Attributes(spec.mode, spec.mtime_ns)
             return path
 
     def size_of(self, path: str) -> int:
@@ -93,15 +127,21 @@ class MemoryDisk:
             del self.staged[upload]
 
     def taken(self, path: str) -> bool:
-        """Whether a file or a folder has this name. BadName as for :meth:`check_path`."""
+        """Whether anything has this name. BadName as for :meth:`check_path`."""
         self.check_path(path)
-        return path in self.files or any(each.startswith(path + "/") for each in self.files)
+        return path in self.files or path in self.links or self.is_folder(path)
+
+    def is_folder(self, path: str) -> bool:
+        below = path + "/"
+        everything = (*self.files, *self.links, *self.folders)
+        return path in self.folders or any(each.startswith(below) for each in everything)
 
     def check_path(self, path: str) -> None:
-        """BadName where a file is in the way."""
+        """BadName where a file or a link is in the way."""
         folders = path.split("/")[:-1]
         for count in range(1, len(folders) + 1):
-            if "/".join(folders[:count]) in self.files:
+            above = "/".join(folders[:count])
+            if above in self.files or above in self.links:
                 raise BadName(f"{path}: {folders[count - 1]} is there and is not a folder")
 
     def still_there(self) -> dict[str, Receipt]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tdx.errors import NotFound, ProtocolError, StorageError
 from tdx.integrity import digest_of
-from tdx.model import Outcome, Receipt, UploadId, UploadSpec
+from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
 from tdx.store.gate import Gate
 from tdx.store.journal import Record, runs
 from tdx.store.memory_disk import MemoryDisk, Staged
-from tdx.store.port import Piece
+from tdx.store.port import Base, Piece
 from tdx.store.rules import complete_length, lengthened, refreshed
 
 
@@ -88,6 +88,12 @@ class MemoryUpload:
             self._disk.grow(staged, end)
             with self._lock:
                 staged.data[offset:end] = data
+
+    def take(self, base: Base, span: Span, go_on: Callable[[], None]) -> None:
+        go_on()
+        found = memoryview(bytearray(len(span)))
+        if size := base.read_at(found, span.start):
+            self.write_at(found[:size], span.start)
 
     def read_at(self, view: memoryview, offset: int) -> int:
         with self._gate.inside(), self._lock:

@@ -27,6 +27,7 @@ def encode(spec: UploadSpec) -> bytes:
         "expires_after": spec.expires_after,
         "by_name": spec.by_name,
         "claims": [[claim.algorithm, claim.digest.hex()] for claim in spec.claims],
+        "sparse": spec.sparse,
     }
     return json.dumps(document, separators=(",", ":")).encode("ascii")
 
@@ -54,6 +55,7 @@ def decode(data: bytes) -> UploadSpec:
             claims=tuple(
                 Claim(algorithm, bytes.fromhex(digest)) for algorithm, digest in document.get("claims", ())
             ),
+            sparse=document.get("sparse", False),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not an upload's meta: {error!r}") from error

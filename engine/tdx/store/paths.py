@@ -8,6 +8,7 @@ outside.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -31,6 +32,9 @@ BLOCKED: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 """How the system refuses to enter what is no directory, or a link."""
 
 _REMEMBERED: Final = 4096
+
+WALKS: Final = 100
+"""How often a folder is made anew that somebody removes before there is anything in it."""
 
 Unsynced = dict[tuple[int, str], int]
 """Directories that a sync of the whole filesystem will make durable: see :meth:`Tree.parent`."""
@@ -79,11 +83,12 @@ def replace_file(system: System, name: str, data: bytes, *, dir_fd: int) -> None
 
 
 class Tree:
-    """DIR and what is published in it."""
+    """DIR and what is published in it; or another folder that files are put into in the same way."""
 
-    def __init__(self, system: System, fd: int) -> None:
-        """``fd``: DIR, open; the tree closes it."""
+    def __init__(self, system: System, fd: int, whose: str = "the receiver") -> None:
+        """``fd``: DIR, open; the tree closes it. ``whose`` it is, errors say."""
         self._system = system
+        self._whose = whose
         self.fd = fd
         self.device = system.fstat(fd).st_dev
         self._durable: dict[tuple[int, str], int] = {}
@@ -103,21 +108,58 @@ class Tree:
         durable, but those put into ``unsynced``, where that is given: the caller syncs the
         whole filesystem, and then calls :meth:`synced`. Raises FileNotFoundError for a missing one
         otherwise, BadName where a file, a link or another filesystem is in the way.
+
+        Somebody who tidies up may remove a directory that was made a moment ago, as long as it is empty.
+        One that is missing because of that is made again; one that is removed while the context lasts
+        :meth:`is_removed`.
         """
         *folders, leaf = _components(name)
-        fd = self.fd
+        fd = self._walk(folders, name, make, unsynced)
         try:
-            for folder in folders:
-                inner = self._enter(fd, folder, name, make, unsynced)
-                if fd != self.fd:
-                    self._system.close(fd)
-                fd = inner
             yield fd, leaf
         finally:
             if fd != self.fd:
                 self._system.close(fd)
 
-    def _enter(self, fd: int, folder: str, name: str, make: bool, unsynced: Unsynced | None) -> int:
+    def _walk(self, folders: list[str], name: str, make: bool, unsynced: Unsynced | None) -> int:
+        """The last of these folders, each in the one before it, open; or DIR itself."""
+        walks = WALKS if make else 1
+        while True:
+            walks -= 1
+            fd = self.fd
+            try:
+                for folder in folders:
+                    inner = self.enter(fd, folder, name, make=make, unsynced=unsynced)
+                    if fd != self.fd:
+                        self._system.close(fd)
+                    fd = inner
+                return fd
+            except BaseException as error:
+                if fd != self.fd:
+                    self._system.close(fd)
+                if not (isinstance(error, FileNotFoundError) and walks):
+                    raise
+
+    def is_removed(self, fd: int) -> bool:
+        """Whether the directory that is open has been removed since. OSError."""
+        return self._system.fstat(fd).st_nlink == 0
+
+    @contextmanager
+    def replacing(self, *, alone: bool = False) -> Generator[None]:
+        """Held, in whatever process, by who gives the name of one file to another; and ``alone`` by who looks
+        what carries a name and removes that. OSError."""
+        own = self._system.open(OWN, DIRECTORY, dir_fd=self.fd)
+        try:
+            self._system.flock(own, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
+        finally:
+            self._system.close(own)
+
+    def enter(
+        self, fd: int, folder: str, name: str, *, make: bool = False, unsynced: Unsynced | None = None
+    ) -> int:
+        """The directory ``folder`` of an open one, open: the caller closes it. ``name``, which it is on the
+        way to, is for messages; all else is as for :meth:`parent`."""
         try:
             try:
                 inner = self._open(fd, folder)
@@ -129,7 +171,7 @@ class Tree:
             try:
                 found = self._system.fstat(inner)
                 if found.st_dev != self.device:
-                    raise BadName(f"{name}: {folder} is on another filesystem than the receiver's folder")
+                    raise BadName(f"{name}: {folder} is on another filesystem than {self._whose}'s folder")
                 if make:
                     self._make_durable(fd, folder, inner, found.st_ino, unsynced)
             except BaseException:
@@ -138,7 +180,7 @@ class Tree:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise _refusal(name, folder, error) from error
+            raise self._refusal(name, folder, error) from error
         return inner
 
     def _open(self, fd: int, folder: str) -> int:
@@ -155,8 +197,10 @@ class Tree:
                 self._system.mkdir(folder, 0o777, dir_fd=fd)
         except FileExistsError:
             return
+        except FileNotFoundError:
+            raise  # the folder that it was to lie in is gone
         except OSError as error:
-            raise _refusal(name, folder, error) from error
+            raise self._refusal(name, folder, error) from error
 
     def _make_durable(self, fd: int, folder: str, inner: int, inode: int, unsynced: Unsynced | None) -> None:
         # A directory that is already there may have been made a moment ago by a thread, or by a receiver
@@ -175,7 +219,7 @@ class Tree:
             self._system.fsync(fd)
         except OSError as error:
             self.synced({key: inode}, failed=True)
-            raise disk_failure(f"{folder}: cannot make the folder durable", error) from error
+            raise disk_failure(f"{folder}: cannot make the folder durable", error, self._whose) from error
         self.synced({key: inode})
 
     def synced(self, directories: Unsynced, *, failed: bool = False) -> None:
@@ -204,7 +248,7 @@ class Tree:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _refusal(name, leaf, error) from error
+            raise self._refusal(name, leaf, error) from error
 
     def open_file(self, name: str) -> int | None:
         """The regular file of this name, open for reading; None where there is none."""
@@ -215,16 +259,27 @@ class Tree:
         except OSError as error:
             if isinstance(error, FileNotFoundError) or error.errno in BLOCKED | {errno.ENXIO}:
                 return None
-            raise disk_failure(f"{name}: cannot be opened", error) from error
+            raise disk_failure(f"{name}: cannot be opened", error, self._whose) from error
         try:
             regular = stat.S_ISREG(self._system.fstat(file).st_mode)
         except OSError as error:
             self._system.close(file)
-            raise disk_failure(f"{name}: cannot be opened", error) from error
+            raise disk_failure(f"{name}: cannot be opened", error, self._whose) from error
         if regular:
             return file
         self._system.close(file)
         return None
+
+    def _refusal(self, name: str, component: str, error: OSError) -> BadName | StorageError:
+        if error.errno in BLOCKED:
+            return BadName(f"{name}: {component} is there and is not a folder")
+        if error.errno == errno.ENAMETOOLONG:
+            return BadName(f"{name}: {component!r:.80} is too long for {self._whose}'s filesystem")
+        if error.errno == errno.EILSEQ:
+            return BadName(f"{name}: {self._whose}'s filesystem cannot hold this name")
+        if isinstance(found := disk_failure(name, error, self._whose), StorageError):
+            return found
+        raise found from error
 
 
 def _components(name: str) -> list[str]:
@@ -232,15 +287,3 @@ def _components(name: str) -> list[str]:
     if any(part in ("", ".", "..") or "\0" in part or part.casefold() == OWN for part in components):
         raise BadName(f"not a name that can be stored: {name!r:.80}")
     return components
-
-
-def _refusal(name: str, component: str, error: OSError) -> BadName | StorageError:
-    if error.errno in BLOCKED:
-        return BadName(f"{name}: {component} is there and is not a folder")
-    if error.errno == errno.ENAMETOOLONG:
-        return BadName(f"{name}: {component!r:.80} is too long for the receiver's filesystem")
-    if error.errno == errno.EILSEQ:
-        return BadName(f"{name}: the receiver's filesystem cannot hold this name")
-    if isinstance(found := disk_failure(name, error), StorageError):
-        return found
-    raise found from error

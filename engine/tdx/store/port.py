@@ -10,12 +10,13 @@ either keeps the partial for a later :meth:`Store.open`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tdx.errors import TdxError
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
+from tdx.proto.tree import Entry, Verdict
 from tdx.ranges import RangeSet
 from tdx.store.turn import Turn
 
@@ -49,6 +50,22 @@ class Piece:
 
     span: Span
     digest: bytes
+
+
+class Base(Protocol):
+    """The published file that an upload is to replace, open: what it may be made from. It may change at any
+    time. Closed by whoever opened it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as it was opened."""
+        ...
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Fill ``view`` from ``offset``; the bytes read, fewer where it ends or cannot be read."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Upload(Protocol):
@@ -104,7 +121,7 @@ class Upload(Protocol):
 
     def refresh(self, spec: UploadSpec) -> None:
         """Durably replace the parts of the spec that a new run of the same source may
-        change: fingerprint, mtime_ns, mode, conflict, key."""
+        change: fingerprint, mtime_ns, mode, conflict, key, sparse."""
         ...
 
     def set_length(self, length: int) -> None:
@@ -116,6 +133,13 @@ class Upload(Protocol):
         """Write all of ``data`` at ``offset``. Short writes are continued; ENOSPC and
         EDQUOT raise :class:`tdx.errors.NoSpace`, other failures
         :class:`tdx.errors.StorageError`. Spreads writeback along the transfer."""
+        ...
+
+    def take(self, base: Base, span: Span, go_on: Callable[[], None]) -> None:
+        """Put the bytes ``span`` of ``base``, which this store opened, at the same place, as far as it goes
+        and can be read; holes are not filled. Nothing is held by that: what is there now must be read
+        before it is recorded. Errors as :meth:`write_at`, and what ``go_on()`` raises, which is asked now
+        and then."""
         ...
 
     def read_at(self, view: memoryview, offset: int) -> int:
@@ -228,6 +252,18 @@ class Bundle(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is said of an entry of a tree, and where that is here."""
+
+    verdict: Verdict
+    path: str
+
+
+GoOn = Callable[[], None]
+"""Called between the steps of long work; raises what is to end it."""
+
+
 class Store(Protocol):
     """A folder of published files and the uploads on their way to it."""
 
@@ -270,10 +306,28 @@ class Store(Protocol):
         where there is none, or it cannot be read: it is not known to be identical to anything."""
         ...
 
+    def open_base(self, name: FileName) -> Base | None:
+        """The published file of this name, for :meth:`Upload.take`. None where there is none, where it is
+        empty, or where this store cannot do that. BadName as for :meth:`existing`; StorageError."""
+        ...
+
     def make_durable(self, path: str) -> int:
         """Make the published file at ``path`` durable, with the directories it lies in, before it
         is acknowledged: whoever put it there may not have. Its size in bytes.
         :class:`tdx.errors.NotFound` where no file has this name, StorageError where it fails."""
+        ...
+
+    def take_entries(
+        self, owner: Owner, conflict: Conflict, entries: Sequence[Entry], go_on: GoOn
+    ) -> list[Told | TdxError]:
+        """Make what needs no content of these entries of a tree (folders, symbolic links, attributes of files
+        that are there), and say of each, in order, what there is to do still, or why it is refused.
+        ``docs/http.md`` has the rules. Whether a file is the same is told by its root: as it was remembered,
+        if stat tells that it has not changed since, or by reading it.
+
+        Whatever is said to be the same or made is durable. A failed sync that is not one file's own
+        is final, and raised: then nothing is acknowledged.
+        """
         ...
 
     def receipt(self, upload: UploadId) -> Receipt | None: ...

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tdx.errors import NotFound, disk_failure
 from tdx.model import Outcome, Receipt, UploadId, UploadSpec
 from tdx.store.final_names import FinalNames
 from tdx.store.folders import DATA, Folder
-from tdx.store.paths import Tree
+from tdx.store.known import KnownFile, published
+from tdx.store.paths import WALKS, Tree
 from tdx.store.receipts import Receipts
 from tdx.store.syscalls import System
 
@@ -42,6 +43,13 @@ class Intent:
         if not isinstance(receipt["path"], str):
             raise TypeError("a path that is no text")
         return cls(int(document["inode"]), float(document["lifetime"]), Receipt(**receipt))
+
+
+class Placed(NamedTuple):
+    """A file that has its final name, and what can be remembered of it; the receipt is yet to be stored."""
+
+    receipt: Receipt
+    known: KnownFile | None = None
 
 
 class Destination:
@@ -79,21 +87,29 @@ class Destination:
 
     def place(
         self, folder: Folder, spec: UploadSpec, *, size: int, root: str, verified: bool
-    ) -> Receipt | None:
+    ) -> Placed | None:
         """Give the durable data its final name, durably; None where the mode is ``skip`` and
         the name is taken. Nothing has changed when this raises, except for DirectoryNotDurable."""
-        try:
-            with self._tree.parent(spec.name, make=True) as (fd, leaf):
-                receipt = self._rename(folder, spec, fd, leaf, size=size, root=root, verified=verified)
-                if receipt is not None:
-                    self._names.sync_directory(fd, receipt.path)
-                return receipt
-        except OSError as error:
-            raise disk_failure(f"{spec.name}: cannot be published", error) from error
+        walks = WALKS
+        while True:
+            walks -= 1
+            try:
+                with self._tree.parent(spec.name, make=True) as (fd, leaf):
+                    try:
+                        placed = self._rename(folder, spec, fd, leaf, size=size, root=root, verified=verified)
+                    except FileNotFoundError:
+                        if walks and self._tree.is_removed(fd):
+                            continue  # somebody tidies up: it is made again
+                        raise
+                    if placed is not None:
+                        self._names.sync_directory(fd, placed.receipt.path)
+                    return placed
+            except OSError as error:
+                raise disk_failure(f"{spec.name}: cannot be published", error) from error
 
     def _rename(
         self, folder: Folder, spec: UploadSpec, fd: int, leaf: str, *, size: int, root: str, verified: bool
-    ) -> Receipt | None:
+    ) -> Placed | None:
         above = spec.name[: -len(leaf)]
         inode = self._system.fstat(folder.data).st_ino
         try:
@@ -112,7 +128,7 @@ class Destination:
                 # The name may have been taken since it was chosen.
                 with contextlib.suppress(FileExistsError, IsADirectoryError):
                     self._names.move(folder.fd, DATA, fd, target, spec.name, spec.conflict)
-                    return receipt
+                    return Placed(receipt, self._known(folder, receipt))
         except Exception:
             with contextlib.suppress(OSError):
                 folder.drop_intent()
@@ -120,9 +136,15 @@ class Destination:
         folder.drop_intent()
         return None
 
-    def finish(self, folder: Folder, receipt: Receipt, lifetime: float) -> None:
+    def _known(self, folder: Folder, receipt: Receipt) -> KnownFile | None:
+        try:
+            return published(receipt.path, self._system.fstat(folder.data), receipt.root)
+        except OSError:
+            return None
+
+    def finish(self, folder: Folder, placed: Placed, lifetime: float) -> None:
         """Store the receipt, then remove the folder, which no longer matters."""
-        self._receipts.put(receipt, lifetime=lifetime)
+        self._receipts.put(placed.receipt, lifetime=lifetime, known=placed.known)
         with contextlib.suppress(OSError):
             folder.remove()
 
@@ -149,7 +171,7 @@ class Destination:
             return None
         intent = _intent_in(folder)
         if intent is not None and self._names.carried(intent.receipt.path, intent.inode, intent.receipt.size):
-            self.finish(folder, intent.receipt, intent.lifetime)
+            self.finish(folder, Placed(intent.receipt), intent.lifetime)
             return intent.receipt
         folder.drop_intent()
         if not folder.open_data():

@@ -10,6 +10,7 @@ its rename, or that two files of the bundle want, is chosen anew in another roun
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
 import threading
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from tdx.errors import Busy, TdxError, disk_failure
-from tdx.integrity import MIN_EXTENT, Root
+from tdx.integrity import MIN_EXTENT, root_of_small
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
 from tdx.store.final_names import FinalNames
-from tdx.store.paths import Tree, Unsynced
+from tdx.store.known import KnownFile, published
+from tdx.store.paths import WALKS, Tree, Unsynced
 from tdx.store.port import Admit, BundledFile
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts
@@ -86,10 +88,13 @@ class Publication:
         self._turn = turn
         self._as_one = context.as_one
         self._results: dict[int, Receipt | TdxError] = {}
+        self._known: dict[int, KnownFile] = {}
+        """What can be remembered of those that are in place, by place."""
         self._unsynced: Unsynced = {}
         self._unsure: list[Staged] = []
         """In place, in directories that are yet to be synced."""
         self._placed = False
+        self._walks = WALKS
         self._admit: Admit = _anything
         self.unfinished = False
         """The folder must stay, for the intents in it have yet to be finished."""
@@ -106,7 +111,13 @@ class Publication:
             found = [self._results[each.place] for each in files]
             with self._turn.aside():
                 self._context.receipts.put_many(
-                    [each for each in found if isinstance(each, Receipt)], lifetime=LIFETIME
+                    [each for each in found if isinstance(each, Receipt)],
+                    lifetime=LIFETIME,
+                    known=[
+                        each
+                        for place, each in self._known.items()
+                        if isinstance(self._results[place], Receipt)
+                    ],
                 )
         except (TdxError, OSError):
             if self._placed:
@@ -234,7 +245,7 @@ class Publication:
             name=file.name,
             path=path,
             size=size,
-            root=str(Root.over([file.digest] if file.size else [], file.size, MIN_EXTENT)),
+            root=root_of_small(file.digest, file.size),
             verified=outcome is not Outcome.SKIPPED,
             outcome=outcome,
             published_at=time.time(),
@@ -318,13 +329,18 @@ class Publication:
         placed: list[Staged] = []
         try:
             with self._tree.parent(files[0].path) as (fd, _):
-                for each in files:
+                for index, each in enumerate(files):
                     target, name = each.path[len(above) :], each.file.name
                     try:
                         self._names.move(self._folder.fd, each.number, fd, target, name, self._conflict)
                         placed.append(each)
                     except (FileExistsError, IsADirectoryError):
                         left.append(each)
+                    except FileNotFoundError as error:
+                        if self._tree.is_removed(fd):
+                            left += self._again(files[index:], error)
+                            break
+                        self._refuse(each, error)
                     except (TdxError, OSError) as error:
                         if listed and isinstance(error, OSError) and error.errno in _UNHEARD_OF:
                             left.append(each)
@@ -333,14 +349,34 @@ class Publication:
                 self._placed = self._placed or bool(placed)
                 for each in placed:
                     self._results[each.place] = receipts[each.place]
+                self._remember(fd, above, placed, receipts)
                 if few:
                     self._sync_directory(fd, placed)
                 else:
                     self._unsure += placed
+        except FileNotFoundError as error:
+            return self._again(files, error)
         except (TdxError, OSError) as error:
             self._refuse_all(files, error)
             return []
         return left
+
+    def _again(self, files: Sequence[Staged], error: OSError) -> list[Staged]:
+        """Files for a directory that somebody has removed since it was made: for another round."""
+        self._walks -= 1
+        if self._walks:
+            return list(files)
+        self._refuse_all(files, error)
+        return []
+
+    def _remember(self, fd: int, above: str, placed: Iterable[Staged], receipts: dict[int, Receipt]) -> None:
+        """So that they need not be read when their sender asks again. Without this they will be."""
+        with contextlib.suppress(OSError):
+            for each in placed:
+                found = self._system.stat(each.path[len(above) :], dir_fd=fd)
+                file = published(each.path, found, receipts[each.place].root)
+                if file is not None and found.st_ino == each.inode:
+                    self._known[each.place] = file
 
     def _sync_directory(self, fd: int, placed: Sequence[Staged]) -> None:
         try:

@@ -1,7 +1,7 @@
 """Receipts: what has been published, and by whom, in SQLite in the state directory.
 
 A receipt is kept for as long as its upload's sender may ask for it; who was the last to
-publish a path, until the file is found gone.
+publish a path, and what is known of the content there, until the file is found gone.
 
 One database serves every receiver of this user; rows are told apart by the id of the
 store folder. Safe between threads (one connection under a lock) and between processes
@@ -16,18 +16,24 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+from tdx.store.known import KnownFile, Stamp
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 MOST_PATHS: Final = 8
 """Earlier copies of one name that are compared with what is being pushed again."""
+
+DATABASE: Final = "receipts.sqlite3"
+"""The file in the state directory."""
 
 _PATIENCE: Final = 30.0
 """Seconds to wait for another process's write."""
@@ -71,6 +77,17 @@ BEGIN
     DELETE FROM files WHERE store = NEW.store AND path = NEW.path;
     INSERT INTO files VALUES (NEW.store, NEW.path, NEW.owner, NEW.size, NEW.upload);
 END;
+CREATE TABLE IF NOT EXISTS roots (
+    store TEXT NOT NULL,
+    path TEXT NOT NULL,
+    inode INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,
+    root TEXT NOT NULL,
+    durable INTEGER NOT NULL,
+    PRIMARY KEY (store, path)
+) WITHOUT ROWID;
 """
 
 _AT_ONCE: Final = 256
@@ -78,6 +95,9 @@ _AT_ONCE: Final = 256
 
 _ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES "
+_KNOWN_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_REMEMBER: Final = "INSERT OR REPLACE INTO roots VALUES "
+_KNOWN: Final = "SELECT path, inode, size, mtime_ns, ctime_ns, root, durable FROM roots WHERE store = ?"
 _SELECT: Final = """
 SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at FROM receipts """
 _BY_UPLOAD: Final = _SELECT + "WHERE store = ? AND upload = ?"
@@ -87,10 +107,22 @@ _BY_KEY: Final = (
     "ORDER BY published_at DESC LIMIT 1"
 )
 
+_ARRIVED: Final = """
+SELECT files.path, files.size, files.upload, files.owner,
+       receipts.root, receipts.verified, receipts.published_at
+FROM files LEFT JOIN receipts ON receipts.store = files.store AND receipts.upload = files.upload
+WHERE files.store = ?"""
+
 _PATHS: Final = """
 SELECT path FROM receipts INDEXED BY receipts_by_name
 WHERE store = ? AND owner = ? AND name = ? AND size = ?
 GROUP BY path ORDER BY max(published_at) DESC LIMIT ?"""
+
+
+_NUMBERED: Final = """
+SELECT name, size, path FROM receipts INDEXED BY receipts_by_name
+WHERE store = ? AND owner = ? AND (name, size) IN (VALUES {})
+GROUP BY name, size, path ORDER BY max(published_at) DESC"""
 
 
 class PublishedFile(NamedTuple):
@@ -101,13 +133,29 @@ class PublishedFile(NamedTuple):
     upload: UploadId
 
 
+class ArrivedFile(NamedTuple):
+    """A published file with what its receipt says of it; None, once that has expired."""
+
+    path: FileName
+    size: int
+    upload: UploadId
+    owner: Owner
+    root: str | None
+    verified: bool | None
+    published_at: float | None
+
+    @property
+    def file(self) -> PublishedFile:
+        return PublishedFile(self.path, self.size, self.upload)
+
+
 class Receipts:
     """The receipts of one store folder."""
 
     def __init__(self, state: Path, store: str) -> None:
         """``store`` is the folder's id. ConfigError where the state directory cannot be used."""
         self._store = store
-        self._path = state / "receipts.sqlite3"
+        self._path = state / DATABASE
         self._lock = threading.Lock()
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,12 +163,16 @@ class Receipts:
         except (OSError, sqlite3.Error, _Broken) as error:
             raise ConfigError(f"{state}: the receipts cannot be kept there: {error}") from error
 
-    def put(self, receipt: Receipt, *, lifetime: float) -> None:
-        """Durably store a receipt, for at least ``lifetime`` seconds; a second time changes nothing."""
-        self.put_many([receipt], lifetime=lifetime)
+    def put(self, receipt: Receipt, *, lifetime: float, known: KnownFile | None = None) -> None:
+        """Durably store a receipt, for at least ``lifetime`` seconds; a second time changes nothing. With it
+        goes what is known of the file."""
+        self.put_many([receipt], lifetime=lifetime, known=[] if known is None else [known])
 
-    def put_many(self, receipts: Sequence[Receipt], *, lifetime: float) -> None:
-        """The same for many at once: all of them, or none where this raises."""
+    def put_many(
+        self, receipts: Sequence[Receipt], *, lifetime: float, known: Sequence[KnownFile] = ()
+    ) -> None:
+        """The same for many at once, and :meth:`remember` in the same step: all of them, or none where this
+        raises."""
         rows = [
             (
                 self._store,
@@ -140,9 +192,8 @@ class Receipts:
         ]
         with self._cursor() as cursor, self._database:
             cursor.execute("BEGIN IMMEDIATE")
-            for some in (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE)):
-                values = ", ".join([_ROW] * len(some))
-                cursor.execute(_INSERT + values, [each for row in some for each in row])
+            _insert(cursor, _INSERT, _ROW, rows)
+            _insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
 
     def get(self, upload: UploadId) -> Receipt | None:
         return self._one(_BY_UPLOAD, upload)
@@ -158,6 +209,22 @@ class Receipts:
             cursor.execute(_PATHS, (self._store, owner, name, size, MOST_PATHS))
             return [str(path) for (path,) in cursor.fetchall()]
 
+    def numbered(
+        self, owner: Owner, wanted: Sequence[tuple[FileName, int]]
+    ) -> dict[tuple[str, int], list[str]]:
+        """The same as :meth:`paths` for many names and sizes at once; those of which there are any."""
+        found: dict[tuple[str, int], list[str]] = {}
+        with self._cursor() as cursor:
+            for some in _cut(wanted):
+                marks = ", ".join(["(?, ?)"] * len(some))
+                values = [value for pair in some for value in pair]
+                cursor.execute(_NUMBERED.format(marks), (self._store, owner, *values))
+                for name, size, path in cursor.fetchall():
+                    paths = found.setdefault((name, size), [])
+                    if len(paths) < MOST_PATHS:
+                        paths.append(path)
+        return found
+
     def files(self, owner: Owner | None = None) -> list[PublishedFile]:
         """What was published here, of one owner or of all; one for each path."""
         query, values = "SELECT path, size, upload FROM files WHERE store = ?", [self._store]
@@ -170,12 +237,75 @@ class Receipts:
                 for path, size, upload in cursor.fetchall()
             ]
 
+    def arrived(self) -> list[ArrivedFile]:
+        """As :meth:`files` of all owners, with what the receipts know."""
+        with self._cursor() as cursor:
+            cursor.execute(_ARRIVED, (self._store,))
+            return [
+                ArrivedFile(
+                    FileName(path),
+                    int(size),
+                    UploadId(upload),
+                    Owner(owner),
+                    root,
+                    None if verified is None else bool(verified),
+                    published_at,
+                )
+                for path, size, upload, owner, root, verified, published_at in cursor.fetchall()
+            ]
+
+    def is_file(self, file: PublishedFile) -> bool:
+        """Whether it is still among :meth:`files`."""
+        with self._cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM files WHERE store = ? AND path = ? AND upload = ?",
+                (self._store, file.path, file.upload),
+            )
+            return cursor.fetchone() is not None
+
+    def version(self) -> int:
+        """Another number whenever another connection has changed the database since it was last asked."""
+        with self._cursor() as cursor:
+            cursor.execute("PRAGMA data_version")
+            return int(cursor.fetchone()[0])
+
     def forget_files(self, gone: Sequence[PublishedFile]) -> None:
         """Drop these of :meth:`files`, unless their paths were published anew meanwhile."""
         rows = [(self._store, each.path, each.upload) for each in gone]
         with self._cursor() as cursor, self._database:  # the latter ends the transaction, either way
             cursor.execute("BEGIN IMMEDIATE")
             cursor.executemany("DELETE FROM files WHERE store = ? AND path = ? AND upload = ?", rows)
+
+    def remember(self, known: Sequence[KnownFile]) -> None:
+        """Durably store what is known of these files, in place of what was."""
+        with self._cursor() as cursor, self._database:
+            cursor.execute("BEGIN IMMEDIATE")
+            _insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+
+    def _rows_of(self, known: Sequence[KnownFile]) -> list[tuple[object, ...]]:
+        return [(self._store, path, *stamp, root, int(durable)) for path, stamp, root, durable in known]
+
+    def known(self, paths: Sequence[str] | None = None) -> dict[str, KnownFile]:
+        """What is remembered of the files at these paths, or of all; by path."""
+        found: dict[str, KnownFile] = {}
+        some: Sequence[str]
+        with self._cursor() as cursor:
+            if paths is None:
+                cursor.execute(_KNOWN, (self._store,))
+                _take_known(cursor, found)
+            for some in _cut(paths or ()):
+                cursor.execute(f"{_KNOWN} AND path IN ({_marks(some)})", (self._store, *some))
+                _take_known(cursor, found)
+        return found
+
+    def forget(self, known: Sequence[KnownFile]) -> None:
+        """Drop these, unless something else has been remembered of their paths meanwhile."""
+        rows = [(self._store, each.path, each.stamp.inode, each.stamp.ctime_ns) for each in known]
+        with self._cursor() as cursor, self._database:
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.executemany(
+                "DELETE FROM roots WHERE store = ? AND path = ? AND inode = ? AND ctime_ns = ?", rows
+            )
 
     def expire(self, now: float) -> None:
         with self._cursor() as cursor:
@@ -222,6 +352,24 @@ class Receipts:
                     f"the receipts in {self._path} cannot be used: {error}; restart the receiver, "
                     "which puts them aside"
                 ) from error
+
+
+def _cut(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[at : at + _AT_ONCE] for at in range(0, len(items), _AT_ONCE))
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _insert(cursor: sqlite3.Cursor, statement: str, row: str, rows: Sequence[tuple[object, ...]]) -> None:
+    for some in _cut(rows):
+        cursor.execute(statement + ", ".join([row] * len(some)), [each for values in some for each in values])
+
+
+def _take_known(cursor: sqlite3.Cursor, found: dict[str, KnownFile]) -> None:
+    for path, inode, size, mtime_ns, ctime_ns, root, durable in cursor.fetchall():
+        found[path] = KnownFile(path, Stamp(inode, size, mtime_ns, ctime_ns), root, bool(durable))
 
 
 class _Broken(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Final
 
 from tdx.errors import Exists, NoSpace, ProtocolError, TooLarge
 from tdx.integrity import MAX_EXTENTS, extent_count
@@ -11,6 +12,12 @@ from tdx.model import Conflict, FileName, Owner, UploadSpec
 from tdx.proto.names import numbered
 from tdx.store.journal import State, data_ranges
 from tdx.store.port import Partial
+
+OWNER_BITS: Final = 0o700
+"""What the receiver's user may do in every folder of a tree: nothing more could be put into it otherwise."""
+
+MOST_COPIES: Final = 8
+"""Numbered names at which an earlier copy of a link is looked for."""
 
 
 def created(spec: UploadSpec) -> UploadSpec:
@@ -37,6 +44,7 @@ def refreshed(spec: UploadSpec, new: UploadSpec) -> UploadSpec:
         mode=new.mode,
         conflict=new.conflict,
         key=new.key,
+        sparse=new.sparse,
     )
 
 

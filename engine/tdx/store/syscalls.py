@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import time
 from functools import cache
 from typing import Any, Final
@@ -44,12 +45,18 @@ UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, er
 _TELLING_SYNCFS: Final = (5, 8)
 """The kernel from which on syncfs reports failed writes."""
 
+_FLOCK: Final = "hhqqi4x"
+"""struct flock: type, whence, start, length, pid."""
+
 _KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _RENAME_NOREPLACE: Final = 1
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
+_FICLONERANGE: Final = 0x4020940D
+_CLONE_RANGE: Final = struct.Struct("=qQQQ")
 _STATX_SIZE: Final = 256
 _STATX_MNT_ID_OFFSET: Final = 144
 
@@ -142,6 +149,17 @@ class System:
     def flock(self, fd: int, operation: int) -> None:
         fcntl.flock(fd, operation)
 
+    def lock_byte(self, fd: int, offset: int) -> None:
+        """Lock one byte of a file, there or not, for this open file description, until it is closed or the
+        byte unlocked (fcntl(2), F_OFD_SETLK). BlockingIOError where another one has it."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+        except PermissionError as error:  # POSIX allows for EACCES
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+    def unlock_byte(self, fd: int, offset: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+
     def mkdir(self, path: str, mode: int, *, dir_fd: int) -> None:
         os.mkdir(path, mode, dir_fd=dir_fd)
 
@@ -153,6 +171,12 @@ class System:
 
     def link(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+
+    def symlink(self, target: str, path: str, *, dir_fd: int) -> None:
+        os.symlink(target, path, dir_fd=dir_fd)
+
+    def readlink(self, path: str, *, dir_fd: int) -> str:
+        return os.readlink(path, dir_fd=dir_fd)
 
     def rename(self, source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
@@ -197,11 +221,44 @@ class System:
     def preadv(self, fd: int, view: memoryview, offset: int) -> int:
         return os.preadv(fd, [view], offset)
 
+    def seek(self, fd: int, offset: int, whence: int) -> int:
+        return os.lseek(fd, offset, whence)
+
+    def clone_range(self, source: int, target: int, offset: int, length: int) -> None:
+        """Have ``target`` share the blocks of ``source`` there (ioctl_ficlonerange(2))."""
+        fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, offset, length, offset))
+
+    def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
+        """Copy up to ``count`` bytes at ``offset`` to the same place; 0 at the end of ``source``."""
+        return os.copy_file_range(source, target, count, offset, offset)
+
+    def next_data(self, fd: int, offset: int) -> int | None:
+        """Where the next bytes that are no hole begin; None where there are none any more. OSError where
+        the filesystem does not tell."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+
     def ftruncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 
     def fallocate_keep_size(self, fd: int, offset: int, length: int) -> None:
         _call(_fallocate, fd, _KEEP_SIZE, offset, length)
+
+    def punch_hole(self, fd: int, offset: int, length: int) -> None:
+        """fallocate(PUNCH_HOLE): these bytes become zeros that take no room."""
+        _call(_fallocate, fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+    def seek_data(self, fd: int, offset: int) -> int:
+        """Where data begin at ``offset`` or after it; ENXIO where none do. Moves the descriptor's offset."""
+        return os.lseek(fd, offset, os.SEEK_DATA)
+
+    def seek_hole(self, fd: int, offset: int) -> int:
+        """Where a hole begins at ``offset`` or after it; the end of the file counts as one."""
+        return os.lseek(fd, offset, os.SEEK_HOLE)
 
     def fchmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
@@ -211,6 +268,9 @@ class System:
 
     def utime(self, fd: int, mtime_ns: int) -> None:
         os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def utime_of_link(self, path: str, mtime_ns: int, *, dir_fd: int) -> None:
+        os.utime(path, ns=(mtime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
 
     # --- durability ---------------------------------------------------------------
 

@@ -16,16 +16,17 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Final
 
 from tdx.errors import NotFound, ProtocolError, StorageError, TdxError, disk_failure
-from tdx.model import Outcome, Receipt, UploadId, UploadSpec
+from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
+from tdx.store.base import LocalBase, copy_from
 from tdx.store.datafile import DataFile
 from tdx.store.final_names import DirectoryNotDurable
 from tdx.store.folders import Folder
 from tdx.store.gate import Gate, Phase
 from tdx.store.journal import Record
 from tdx.store.ledger import Ledger
-from tdx.store.port import Piece
-from tdx.store.publish import Destination
+from tdx.store.port import Base, Piece
+from tdx.store.publish import Destination, Placed
 from tdx.store.reading import new_buffer
 from tdx.store.rules import complete_length, lengthened, needed_bytes, refreshed
 from tdx.store.syscalls import System
@@ -68,7 +69,7 @@ class LocalUpload:
         self._gate = Gate(spec.name, self._lock)
         self._marking = threading.Lock()
         self._ruined = False
-        self._placed: Receipt | None = None
+        self._placed: Placed | None = None
         self._gathered = 0
         self._marked_at = system.monotonic()
         self._background: threading.Thread | None = None
@@ -143,6 +144,12 @@ class LocalUpload:
         # Room for a known length was promised when the upload began.
         if self._spec.length is None:
             self._data.check_room(size)
+
+    def take(self, base: Base, span: Span, go_on: Callable[[], None]) -> None:
+        if not isinstance(base, LocalBase):
+            raise TypeError("a local upload is made from a file on the local disk")
+        with self._gate.inside():
+            copy_from(base, self._system, self._folder.data, span, self._spec.name, go_on)
 
     def read_at(self, view: memoryview, offset: int) -> int:
         with self._gate.inside():
@@ -298,6 +305,8 @@ class LocalUpload:
                     raise StorageError(
                         f"{self._spec.name}: bytes that were stored are gone; they must be sent again"
                     )
+                if self._spec.sparse:
+                    self._data.punch_zeros()
                 self._data.give_attributes(size, self._spec.mode, self._spec.mtime_ns)
                 self._durably(self._data.sync_all)
                 try:
@@ -308,20 +317,22 @@ class LocalUpload:
                     # The intent stays: the next start of the receiver finds the file and syncs again.
                     self._gate.poison = error.message
                     raise
-            receipt = self._placed
-            if receipt is None:
-                receipt = self._settled(Outcome.SKIPPED, self._spec.name, root, verified=False)
+            placed = self._placed
+            if placed is None:
+                placed = self._settled(Outcome.SKIPPED, self._spec.name, root, verified=False)
             else:
-                self._gate.poison = f"{receipt.path}: is published, and its receipt could not be stored"
-            self._finish(receipt)
-            return receipt
+                self._gate.poison = (
+                    f"{placed.receipt.path}: is published, and its receipt could not be stored"
+                )
+            self._finish(placed)
+            return placed.receipt
 
     def settle(self, outcome: Outcome, path: str, *, root: str, verified: bool) -> Receipt:
         with self._gate.alone():
             self._gate.check_poison()
-            receipt = self._settled(outcome, path, root, verified=verified)
-            self._finish(receipt)
-            return receipt
+            settled = self._settled(outcome, path, root, verified=verified)
+            self._finish(settled)
+            return settled.receipt
 
     def discard(self) -> None:
         with self._gate.alone():
@@ -342,11 +353,11 @@ class LocalUpload:
                     self._folder.remove()
             self._give_up()
 
-    def _settled(self, outcome: Outcome, path: str, root: str, *, verified: bool) -> Receipt:
-        return self._destination.settle(self.id, self._spec, outcome, path, root, verified=verified)
+    def _settled(self, outcome: Outcome, path: str, root: str, *, verified: bool) -> Placed:
+        return Placed(self._destination.settle(self.id, self._spec, outcome, path, root, verified=verified))
 
-    def _finish(self, receipt: Receipt) -> None:
-        self._destination.finish(self._folder, receipt, self._spec.expires_after)
+    def _finish(self, placed: Placed) -> None:
+        self._destination.finish(self._folder, placed, self._spec.expires_after)
         self._give_up()
 
     def _give_up(self) -> None:

@@ -1,0 +1,125 @@
+"""The folders of a tree: made where they are missing, and given their attributes once nothing more is made
+in them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from tdx.errors import TdxError
+from tdx.model import Conflict
+from tdx.proto.tree import FolderEntry, Verdict
+from tdx.store import attributes
+from tdx.store.changes import Changes
+from tdx.store.port import GoOn, Told
+from tdx.store.publish_bundle import PublishContext
+from tdx.store.rules import OWNER_BITS
+from tdx.store.tree_files import Tell
+
+Listed = tuple[int, FolderEntry]
+"""An entry and its place in the request."""
+
+
+class TreeFolders:
+    """The folders of one request: :meth:`make`, then :meth:`give_attributes`."""
+
+    def __init__(
+        self,
+        context: PublishContext,
+        conflict: Conflict,
+        folders: Sequence[Listed],
+        changes: Changes,
+        go_on: GoOn,
+        tell: Tell,
+    ) -> None:
+        self._context = context
+        self._system = context.system
+        self._tree = context.tree
+        self._conflict = conflict
+        self._changes = changes
+        self._go_on = go_on
+        self._tell = tell
+        # From the top, so that each is made for its own entry and not on the way to another one.
+        self._folders = sorted(folders, key=lambda each: each[1].name.count("/"))
+        self._made: set[str] = set()
+        self._refused: set[int] = set()
+
+    def make(self) -> None:
+        for above, folders in self._by_parent():
+            self._go_on()
+            try:
+                with self._tree.parent(folders[0][1].name, make=True, unsynced=self._changes.unsynced) as (
+                    fd,
+                    _,
+                ):
+                    self._changes.entered(above.rstrip("/"))
+                    for place, entry in folders:
+                        with self._refusing(place):
+                            self._make(fd, entry.name[len(above) :], entry)
+            except (TdxError, OSError) as error:
+                self._refuse(folders, error)
+
+    def _make(self, fd: int, leaf: str, entry: FolderEntry) -> None:
+        self._context.names.check_doubt(entry.name)
+        missing = self._tree.look_in(fd, leaf, entry.name) is None
+        inner = self._tree.enter(fd, leaf, entry.name, make=True, unsynced=self._changes.unsynced)
+        self._system.close(inner)
+        self._changes.entered(entry.name)
+        if missing:
+            self._made.add(entry.name)
+
+    def give_attributes(self) -> None:
+        """And say of each folder what came of it."""
+        for above, folders in self._by_parent():
+            waiting = [each for each in folders if each[0] not in self._refused]
+            if not waiting:
+                continue
+            try:
+                with self._tree.parent(waiting[0][1].name) as (fd, _):
+                    for place, entry in waiting:
+                        with self._refusing(place):
+                            verdict = self._give(fd, entry.name[len(above) :], entry)
+                            self._tell(place, Told(verdict, entry.name))
+            except (TdxError, OSError) as error:
+                self._refuse(waiting, error)
+
+    def _give(self, fd: int, leaf: str, entry: FolderEntry) -> Verdict:
+        made = entry.name in self._made
+        verdict = Verdict.MADE if made else Verdict.SAME
+        inner = self._tree.enter(fd, leaf, entry.name)
+        try:
+            found, mode = self._system.fstat(inner), entry.mode | OWNER_BITS
+            if not made and self._conflict is Conflict.SKIP:
+                return verdict
+            if attributes.differ(found, mode, entry.mtime_ns) and attributes.give(
+                self._system, inner, found, mode, entry.mtime_ns
+            ):
+                self._changes.folder(entry.name)
+                verdict = Verdict.MADE
+        finally:
+            self._system.close(inner)
+        return verdict
+
+    # --- each and all ---------------------------------------------------------------------
+
+    def _by_parent(self) -> list[tuple[str, list[Listed]]]:
+        """The folders by the path that they lie in, with its slash: the shallowest first."""
+        found: dict[str, list[Listed]] = {}
+        for place, entry in self._folders:
+            found.setdefault(entry.name[: entry.name.rfind("/") + 1], []).append((place, entry))
+        return list(found.items())
+
+    @contextmanager
+    def _refusing(self, place: int) -> Generator[None]:
+        """What goes wrong with one folder refuses that one."""
+        try:
+            yield
+        except (TdxError, OSError) as error:
+            self._refused.add(place)
+            self._tell(place, error)
+
+    def _refuse(self, folders: Sequence[Listed], error: TdxError | OSError) -> None:
+        for place, _ in folders:
+            if place not in self._refused:
+                self._refused.add(place)
+                self._tell(place, error)
