@@ -30,12 +30,13 @@ CLIENTS := $(TEST_CACHE)/clients
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check soak test-deps test-tailnet perf-deps perf lock clean
+.PHONY: help demo test check soak man test-deps test-tailnet perf-deps perf lock clean
 
 help:
 	@echo 'make demo          push 3 GiB, kill it halfway, resume it, compare  (DEMO_FLAGS="--size 100M")'
 	@echo 'make test          style, types, imports and tests                  (TEST_FLAGS="-k names")'
 	@echo 'make soak          hours of faults, kills and hostile input     (SOAK_FLAGS="-k power")'
+	@echo 'make man           manual pages of every command, into build/man'
 	@echo 'make test-deps     install the programs that tests call (root); where there is go, test-tailnet too'
 	@echo 'make test-tailnet  build the programs of a real tailnet into $(TAILNET)'
 	@echo 'make perf-deps     the programs that the benchmarks compare with: the same'
@@ -53,6 +54,10 @@ test: check
 # The whole of those tests of which make test does a taste. What they did stands before pytest's closing line.
 soak: $(VENV)/.test $(VENV)/.package
 	$(BIN)/python -m pytest -n auto -o faulthandler_timeout=0 --soak $(SOAK_FLAGS)
+
+# Made from the commands' own help.
+man: $(VENV)/.package
+	$(BIN)/python -m tdx_cli.manual build/man
 
 check: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ import click
 from tdx.version import VERSION
 
 COMMANDS: Final = (
+    "batch",
     "completion",
     "demo",
     "doctor",

@@ -106,7 +106,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, OSError):
         about = f": {error.filename}" if error.filename is not None else ""
         return _complain(f"{error.strerror or error}{about}", IO_ERROR)
-    return _unexpected(error)
+    return unexpected(error)
 
 
 def _usage(error: object) -> str:
@@ -119,7 +119,8 @@ def _usage(error: object) -> str:
     return f"{message[:1].lower()}{message[1:]} (see {command} --help)"
 
 
-def _unexpected(error: BaseException) -> int:
+def unexpected(error: BaseException) -> int:
+    """Say in a line that this was no failure that anybody expected; the exit code for it."""
     if os.environ.get(DEBUG, "0") not in {"", "0"}:
         import traceback
 

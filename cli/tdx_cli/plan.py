@@ -35,7 +35,7 @@ def _check_distinct(paths: Sequence[str]) -> None:
     two folders would be mixed."""
     named: dict[str, str] = {}
     for path in paths:
-        top = _name_of(path)
+        top = name_of(path)
         if top in named:
             raise UsageError(
                 f"{shown(named[top])} and {shown(path)} would both be {shown(top)} at the peer; "
@@ -46,7 +46,7 @@ def _check_distinct(paths: Sequence[str]) -> None:
         raise UsageError("/ has no name that keeps what it holds apart; push it in a run of its own")
 
 
-def _name_of(path: str) -> str:
+def name_of(path: str) -> str:
     """The last part of the path, which may end in . or .., which name nothing."""
     return os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119  any bytes may be a path
 
@@ -63,7 +63,7 @@ def plan(
     path from the folder's name on; ``name`` stands in for the first part. ``links`` and ``patterns``
     are as :func:`tdx.control.walk.walk` has them, and say nothing of the paths themselves."""
     for path in paths:
-        top = _name_of(path) if name is None else name
+        top = name_of(path) if name is None else name
         if path == STDIN and sys.stdin is None:
             yield Item(path, top, error=SourceError("standard input is closed"))
         elif path == STDIN:

@@ -125,6 +125,10 @@ class TerminalReport(Report):
 
     def ended(self, ending: Ending) -> None:  # noqa: ARG002  the base's
         # A line of another report follows. Where the run goes on, the next picture brings it back.
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the line away."""
         if self._live is not None:
             self._live.stop()
             self._live = self._task = None

@@ -1,14 +1,11 @@
-"""One run of ``tdx push``: its files, signals, the time limit, progress, the worst exit code."""
+"""One run to one peer: its files, the time limit, progress, what people are told, the worst exit code."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from tdx.control.items import Ended, Found, Item, LeftOut, PartEnded
@@ -16,16 +13,15 @@ from tdx.control.push import PushOptions
 from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
 from tdx.control.sender import Sender, SenderOptions
-from tdx.control.signals import StopSignals
 from tdx.errors import Interrupted, TdxError, TimedOut
 from tdx.model import Conflict, Stages, shown
 from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.exits import worst
 from tdx_cli.main import INTERNAL
 from tdx_cli.report import OUTCOMES, Ending, Failure, Overall, Report, Totals
+from tdx_cli.stopping import limited, told_of_signals
 from tdx_cli.text import seconds_of, warn
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 KEPT: Final = "what arrived is kept: run again with --resume"
 LOST: Final = "what was read of standard input is lost: push it again from its beginning"
 
@@ -33,7 +29,8 @@ LOST: Final = "what was read of standard input is lost: push it again from its b
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the flags ask for. ``timeout`` in seconds for the whole run; ``quiet``: no notes, only
-    errors; ``several``: ask first what the peer has already, and sum up at the end."""
+    errors; ``several``: ask first what the peer has already, and sum up at the end. ``about`` begins every
+    line on standard error; ``kept`` says what is done about a stop."""
 
     peer: Peer
     sender: SenderOptions
@@ -47,33 +44,38 @@ class Wishes:
     timeout: float | None
     quiet: bool
     several: bool
+    about: str = ""
+    kept: str = KEPT
 
 
 class Run:
-    """Has items pushed and tells how each ended."""
+    """Has items pushed and tells how each ended. :meth:`push` is all of a process; where there are several,
+    :meth:`run`, :meth:`stop` and :meth:`finish` are for whoever has them under one handler of signals."""
 
     def __init__(self, wishes: Wishes, report: Report) -> None:
         self._wishes = wishes
         self._report = report
-        self._totals = Totals()
+        self.totals = Totals()
         self._sent = 0
         self._began = 0.0
         self._cut_short: list[str] = []
         self._stopped: TdxError | None = None
         self._sender: Sender | None = None
         self._pushes: ManyPushes | None = None
-        self._signals = StopSignals()
+        self._explained: Exception | None = None
 
     async def push(self, items: Iterable[Found]) -> int:
-        """Push everything; the exit code. After a stop, what has not begun is not begun."""
-        loop = asyncio.get_running_loop()
-        self._began = loop.time()
-        for number in SIGNALS:
-            # Not the loop's own handlers: those leave moments in which a signal kills outright.
-            signal.signal(number, functools.partial(self._on_signal, loop))
-        limit = self._wishes.timeout
-        timer = None if limit is None else loop.call_later(limit, self._on_timeout, limit)
-        try:
+        """Push everything, until a signal or the time limit stops it; the exit code."""
+        with told_of_signals(lambda name: self.stop(Interrupted(f"stopped by {name}; {self._remains()}"))):
+            await self.run(items)
+        self.say_cut_short()
+        return self.finish()
+
+    async def run(self, items: Iterable[Found]) -> None:
+        """Push everything; after a stop, what has not begun is not begun. Raises only what nobody
+        expected, or what the report raised."""
+        self._began = asyncio.get_running_loop().time()
+        with limited(self._wishes.timeout, self._on_timeout):
             async with Sender(self._wishes.peer, self._wishes.sender) as sender:
                 self._sender = sender
                 self._pushes = pushes = sender.many(self._options(), self, compare=self._wishes.several)
@@ -81,17 +83,29 @@ class Run:
                 await asyncio.sleep(0)
                 if self._stopped is None:
                     await self._watched(pushes, items)
-        finally:
-            if timer is not None:
-                timer.cancel()
-            for number in SIGNALS:
-                # Nothing is left to stop: the exit code tells what happened, not a late signal.
-                signal.signal(number, signal.SIG_IGN)
-        self._say_cut_short()
+
+    def stop(self, reason: TdxError) -> None:
+        """What is on its way ends with ``reason``, unless it has been stopped already."""
+        self._stopped = self._stopped or reason
+        if self._pushes is not None:
+            self._pushes.stop(self._stopped)
+
+    def finish(self) -> int:
+        """Tell what all of it came to; the exit code."""
         if self._wishes.several:
-            self._report.summary(self._totals, loop.time() - self._began)
-        codes = self._totals.codes
+            self._report.summary(self.totals, asyncio.get_running_loop().time() - self._began)
+        codes = self.totals.codes
         return worst(codes if self._stopped is None else codes | {self._stopped.exit_code})
+
+    @property
+    def stopped(self) -> TdxError | None:
+        """What stopped it before its end."""
+        return self._stopped
+
+    @property
+    def in_vain(self) -> TdxError | None:
+        """What says that the peer could not be reached, at first or any more; None where it was."""
+        return None if self._pushes is None else self._pushes.hopeless
 
     def _options(self) -> PushOptions:
         wishes = self._wishes
@@ -107,34 +121,25 @@ class Run:
 
     # --- stopping --------------------------------------------------------------
 
-    def _on_signal(self, loop: asyncio.AbstractEventLoop, number: int, _frame: FrameType | None) -> None:
-        # A second one ends the process here, not through the loop: that may be waiting for a thread
-        # that waits for a disk.
-        if not self._signals.is_first(number):
-            return
-        name = signal.Signals(number).name
-        loop.call_soon_threadsafe(lambda: self._stop(Interrupted(f"stopped by {name}; {self._remains()}")))
-
     def _on_timeout(self, limit: float) -> None:
         met = self._sender is not None and self._sender.met
         what = self._remains() if met else f"{self._wishes.peer} had not been reached"
-        self._stop(TimedOut(f"not done after {seconds_of(limit)}; {what}"))
-
-    def _stop(self, reason: TdxError) -> None:
-        self._stopped = self._stopped or reason
-        if self._pushes is not None:
-            self._pushes.stop(self._stopped)
+        self.stop(TimedOut(f"not done after {seconds_of(limit)}; {what}"))
 
     def _remains(self) -> str:
         running = () if self._pushes is None else self._pushes.running.values()
-        return LOST if any(item.is_stdin for each in running for item in each.items[:1]) else KEPT
+        return (
+            LOST if any(item.is_stdin for each in running for item in each.items[:1]) else self._wishes.kept
+        )
 
-    def _say_cut_short(self) -> None:
-        """One line, however many files the stop has ended."""
+    def say_cut_short(self) -> None:
+        """One line, however many files a stop has ended."""
         if self._stopped is None or not self._cut_short:
             return
         several = self._wishes.several and len(self._cut_short) == 1
-        warn((f"{shown(self._cut_short[0])}: " if several else "") + self._stopped.message)
+        warn(
+            self._wishes.about + (f"{shown(self._cut_short[0])}: " if several else "") + self._stopped.message
+        )
 
     # --- progress --------------------------------------------------------------
 
@@ -192,7 +197,7 @@ class Run:
 
     def left_out(self, what: LeftOut) -> None:
         if not self._wishes.quiet:
-            warn(f"{shown(what.path)} {what.reason}; left out")
+            warn(f"{self._wishes.about}{shown(what.path)} {what.reason}; left out")
 
     def started(self, item: Item) -> None:
         self._report.started(item)
@@ -203,7 +208,7 @@ class Run:
     def ended(self, endings: Sequence[Ended]) -> None:
         for each in endings:
             ending = _ending(each)
-            self._totals.add(ending)
+            self.totals.add(ending)
             self._sent += each.sent
             self._report.ended(ending)
             if each.error is not None:
@@ -211,7 +216,7 @@ class Run:
 
     def parts_ended(self, endings: Sequence[PartEnded]) -> None:
         for each in endings:
-            self._totals.add_part(each)
+            self.totals.add_part(each)
             self._report.part_ended(each)
             if each.error is not None:
                 self._explain(each.part.name, each.error)
@@ -222,8 +227,13 @@ class Run:
         if error is self._stopped:
             self._cut_short.append(name)
             return
+        if error is self._explained:
+            return  # a peer that cannot be reached, which has ended an earlier one, too
+        self._explained = error
         about = f"{shown(name)}: " if self._wishes.several else ""
-        warn(error.message if error.message.startswith(about) else about + error.message)
+        warn(
+            self._wishes.about + (error.message if error.message.startswith(about) else about + error.message)
+        )
 
 
 def _ending(ended: Ended) -> Ending:

@@ -34,6 +34,9 @@ class Failure:
     def of(cls, error: TdxError) -> Failure:
         return cls(error.code, error.message, error.exit_code)
 
+    def document(self) -> dict[str, object]:
+        return {"code": self.code, "message": self.message, "exit_code": self.exit_code}
+
 
 @dataclass(slots=True)
 class Ending:
@@ -147,10 +150,12 @@ def json_interval(elapsed: float) -> float:
 
 
 class JsonReport(Report):
-    """One JSON object a line on standard output; docs/cli.md describes them."""
+    """One JSON object a line on standard output; docs/cli.md describes them. In a batch each says which
+    ``item`` it is of, and of which peer."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, item: str | None = None) -> None:
         self._peer = peer
+        self._also = {} if item is None else {"item": item, "peer": peer}
         self._due: dict[str, float] = {}
 
     def started(self, item: Item) -> None:
@@ -194,7 +199,7 @@ class JsonReport(Report):
                 "seconds": round(ending.seconds, 6),
                 "root": ending.root,
                 "path": ending.path,
-                "error": None if error is None else _error_of(error),
+                "error": None if error is None else error.document(),
             }
         )
 
@@ -206,7 +211,7 @@ class JsonReport(Report):
                 "name": ending.part.name,
                 "outcome": ending.outcome,
                 "path": ending.path,
-                "error": None if error is None else _error_of(Failure.of(error)),
+                "error": None if error is None else Failure.of(error).document(),
             }
         )
 
@@ -231,14 +236,9 @@ class JsonReport(Report):
         )
         self.flush()
 
-    @staticmethod
-    def _say(event: dict[str, object]) -> None:
+    def _say(self, event: dict[str, object]) -> None:
         # ASCII only: a name that is no valid Unicode must not end the push.
-        say(_encode(event), flush=False)
-
-
-def _error_of(failure: Failure) -> dict[str, object]:
-    return {"code": failure.code, "message": failure.message, "exit_code": failure.exit_code}
+        say(_encode({**event, **self._also}), flush=False)
 
 
 class TextReport(Report):

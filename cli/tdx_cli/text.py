@@ -7,6 +7,9 @@ import math
 import sys
 from typing import Final
 
+STDOUT: Final = "standard output"
+"""What the filename of an OSError is that comes from writing there."""
+
 _STEPS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -17,7 +20,7 @@ def say(line: str, *, flush: bool = True) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 def flush_said() -> None:
@@ -29,7 +32,7 @@ def flush_said() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 def warn(message: str) -> None:

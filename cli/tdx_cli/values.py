@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tdx.errors import ConfigError, UsageError
-
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w|)")
-_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
-def parse_duration(text: str) -> float:
-    """Seconds: ``90``, ``90s``, ``1.5h``, ``7d``. UsageError for anything else."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"{text!r} is not a duration; write it like 90s, 15m, 12h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def parse_timeout(text: str) -> float:
-    """A duration above zero."""
-    seconds = parse_duration(text)
-    if not seconds:
-        raise UsageError("a time of 0 would end before it began; leave the option out instead")
-    return seconds
+from tdx.policy.durations import parse_duration, parse_timeout
 
 
 def _schedule(text: str) -> RateSchedule:

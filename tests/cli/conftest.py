@@ -27,3 +27,17 @@ def receiver(tdx: Tdx, tmp_path: Path) -> Iterator[RunningReceiver]:
         status = running.stop()
     assert status == 0
     assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture
+def second(tdx: Tdx, tmp_path: Path) -> Iterator[RunningReceiver]:
+    """Another receiver."""
+    folder = tmp_path / "second"
+    folder.mkdir(mode=0o700)
+    running = RunningReceiver(
+        tdx, folder, tmp_path / "second.log", ("--state", str(tmp_path / "second-state"))
+    )
+    try:
+        yield running
+    finally:
+        assert running.stop() == 0

@@ -14,6 +14,7 @@ import pytest
 from support.commands import COMMAND, PATIENCE, Tdx
 from support.devices import trust
 from support.spaces import needs
+from tdx.identity.trust import TRUST_FILE
 from tdx_cli.app import COMMANDS
 from tdx_cli.known import known_names
 
@@ -117,7 +118,7 @@ def test_the_configuration_and_the_state_of_the_line_are_looked_at(
 def test_what_cannot_be_read_knows_nobody(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("[[[")
-    (tmp_path / "trust.json").write_text("{")
+    (tmp_path / TRUST_FILE).write_text("{")
     assert known_names(broken, tmp_path) == []
     assert known_names(tmp_path / "none.toml", tmp_path / "none") == []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.batches import write_batch
 from support.commands import PATIENCE, RunningReceiver, Tdx
 from tdx.integrity import MIB
 from tdx_cli.progress import PATIENCE as BEFORE_A_LINE
@@ -162,3 +163,16 @@ def test_a_terminal_shows_how_far_a_run_of_many_files_is(
     assert re.search(rb"MiB of 11\.4 MiB", seen)
     assert re.search(rb" s left", seen)
     assert output.count(b"\n") == 61
+
+
+def test_a_terminal_shows_how_far_all_items_of_a_batch_are(
+    tdx: Tdx, receiver: RunningReceiver, source: Path
+) -> None:
+    items = [{"sources": ["big"], "into": name, "limit_rate": "6M"} for name in "ab"]
+    file = write_batch(
+        source.parent / "b.toml", items, "parallel = 2", peer=receiver.address, conflict="skip"
+    )
+    output, seen = on_terminal(tdx, "batch", file, NO_COLOR="1")
+    assert re.search(rb"0 of 2 files +\d+% .*MiB of 24\.0 MiB", seen)
+    assert output.count(b"\n") == 3
+    assert on_terminal(tdx, "batch", "-q", file) == (b"", b"")

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 
+from support.batches import make_source, write_batch
 from support.commands import PATIENCE, RunningReceiver, Tdx, events_of, parsed
 from support.devices import trust
 from support.schemas import FOLDER, accepts, check_schema, conform, explained, kinds, schemas
@@ -25,7 +26,24 @@ STEP = "event step state text advice exit_code"
 RESULT = "event name size sent_bytes resumed_bytes seconds root path error"
 LINE = "time level logger message"
 
+OF = "item peer"
+COUNTS = "files done identical skipped failed folders links refused sent_bytes resumed_bytes reused_bytes"
+OF_FILE = f"event name size sent_bytes resumed_bytes reused_bytes seconds root path error {OF}"
+
 VERSION_1 = {
+    "batch": {
+        "waiting": "event batch seconds",
+        "started": f"event name size {OF}",
+        "progress": "event name size phase sent_bytes resumed_bytes reused_bytes checked_bytes retries"
+        f" seconds bottleneck {OF}",
+        "arrived": OF_FILE,
+        "skipped": OF_FILE,
+        "failed": OF_FILE,
+        "part": f"event name outcome path error {OF}",
+        "summary": f"event batch {COUNTS} seconds items exit_code",
+        "planned": f"event name size source error {OF}",
+        "plan": "event batch items exit_code",
+    },
     "doctor": {
         **dict.fromkeys(
             ("name", "reach", "identity", "path", "permission", "space", "clock", "throughput"), STEP
@@ -251,6 +269,29 @@ def test_every_line_of_a_push_that_is_stopped_is_as_the_schema_has_it(
         lines += events
         assert process.wait(PATIENCE) == 75
     assert kinds_of("push", lines) == {"started", "progress", "failed"}
+
+
+def test_every_line_of_a_batch_is_as_the_schema_has_it(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    make_source(tmp_path / "source")
+    (receiver.folder / "taken").write_bytes(b"another")
+    taken: dict[str, Any] = {"sources": ["source/small"], "as": "taken", "conflict": "skip"}
+    items: list[dict[str, Any]] = [
+        {"sources": ["source"], "recursive": True, "limit_rate": "4M"},
+        {"sources": ["missing"]},
+        taken,
+        {**taken, "conflict": "error"},
+        {"sources": ["source/small"], "peer": "no..such..peer"},
+    ]
+    file = write_batch(
+        tmp_path / "b.toml", items, "jitter = 0.1", peer=receiver.address, conflict="overwrite"
+    )
+    run, again, plan = (tdx("batch", file, "--json", *more) for more in ((), ("--now",), ("--dry-run",)))
+    assert [done.returncode for done in (run, again, plan)] == [73, 73, 66]
+    lines = [line for done in (run, again, plan) for line in parsed(done.stdout)]
+    # Receivers of an older version say nothing of folders and links.
+    assert kinds_of("batch", lines) | {"part"} == set(VERSION_1["batch"])
 
 
 def test_every_line_about_devices_is_as_the_schema_has_it(

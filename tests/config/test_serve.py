@@ -29,7 +29,7 @@ log_format = "json"
 discover = true
 announce = true
 on_receive = ["bin/arrived", "--quiet"]
-on_receive_timeout = 30
+on_receive_timeout = "30s"
 on_receive_at_once = 2
 
 [limits]
@@ -187,7 +187,7 @@ def test_a_tilde_is_the_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("on_receive_timeout = 0", "on_receive_timeout"),
         ("on_receive_timeout = inf", "on_receive_timeout"),
         ("on_receive_timeout = true", "on_receive_timeout"),
-        ('on_receive_timeout = "60s"', "on_receive_timeout"),
+        ('on_receive_timeout = "soon"', "on_receive_timeout"),
         ("on_receive_at_once = 0", "on_receive_at_once"),
         ("on_receive_at_once = 65", "on_receive_at_once"),
         ("on_receive_at_once = 1.5", "on_receive_at_once"),

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from fuzz.target import Target, folder, is_for_people
 from tdx.config import format_address, load, load_identity, load_state, merge, parse_address
+from tdx.config.batch import load_batch
 from tdx.errors import ConfigError, UsageError
 from tdx.identity.device import load_or_make
 from tdx.identity.trust import TRUST_FILE, Trusted, TrustStore, _written, check_address, check_name
+from tdx.model import Conflict
 from tdx.proto.names import check_name as check_file_name
 
 
@@ -82,6 +84,55 @@ subnet = false
 """
 
 
+BATCH = """
+name = "nightly"
+parallel = 2
+jitter = "15m"
+timeout = 3600
+[defaults]
+peers = ["nas", "desk:8390"]
+conflict = "overwrite"
+limit_rate = "20M"
+[[item]]
+name = "a"
+sources = ["~/x", "$DATA/**/*.jpg", "[[]y"]
+into = "b/c"
+recursive = true
+retries = 3
+digest = "sha-256"
+[[item]]
+name = "b"
+sources = ["/z"]
+as = "w"
+streams = 4
+stall_timeout = 1.5
+"""
+
+
+def batch(data: bytes) -> None:
+    """A file is a batch of which every item says what goes where and how, or one line that says where it does
+    not."""
+    path = folder() / "batch.toml"
+    path.write_bytes(data)
+    try:
+        found = load_batch(path, {"DATA": "/srv/*"})
+    except ConfigError as error:
+        is_for_people(error)
+        return
+    assert len({item.name for item in found.items}) == len(found.items) > 0
+    assert 0 < found.parallel <= 64
+    assert all(most is None or most > 0 for most in (found.jitter, found.timeout))
+    for item in found.items:
+        assert item.name.isprintable()
+        assert item.conflict in Conflict
+        assert item.peers
+        assert item.sources
+        assert all(source.startswith("/") and "\0" not in source for source in item.sources)
+        for name in (item.into, item.called):
+            assert name is None or check_file_name(name) == name
+        assert all(most is None or most > 0 for most in (item.limit_rate, item.timeout, item.stall_timeout))
+
+
 def _configurations() -> list[bytes]:
     return [
         FILE.encode(),
@@ -145,6 +196,14 @@ TARGETS = {
                 b"\nquota = ",
             ),
             *rb"nan -inf 1979-05-27 99999999999999999999 ../x \u001b {} [] 0.0.0.0/0 ~nobody/ \u0000".split(),
+        ],
+    ),
+    "batch": Target(
+        batch,
+        lambda: [BATCH.encode()],
+        [
+            *(b"\n[[item]]\n", b"\n[defaults]\n", b"\npeer = ", b"\nconflict = ", b"\nsources = "),
+            *rb"nan -inf 1e999 1979-05-27 ${DATA} $$ $X ~nobody/ \u0000 .. {} []".split(),
         ],
     ),
     "trust_file": Target(

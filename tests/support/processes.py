@@ -337,6 +337,11 @@ class Processes:
         given = [str(argument) for argument in arguments]
         return Push(self, "push", [*prefix, *PROGRAM, "push", "--json", *given], **options)
 
+    def batch(self, *arguments: str | Path, **options: Any) -> Push:
+        """``tdx batch`` with these arguments; with --json it tells as a push does."""
+        options.setdefault("env", self.environment)
+        return Push(self, "batch", [*PROGRAM, "batch", *map(str, arguments)], **options)
+
     def curl(self, *arguments: str | Path, prefix: Sequence[str] = (), **options: Any) -> Curl:
         """curl, heedless of the user's configuration and proxies."""
         options.setdefault("env", self.environment)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Self
 
 PATIENCE = 60.0
 
@@ -64,11 +64,15 @@ class Supervisor:
 
 
 def activated(
-    command: Sequence[str], sockets: Sequence[socket.socket], env: Mapping[str, str], **options: Any
+    command: Sequence[str],
+    sockets: Sequence[socket.socket],
+    env: Mapping[str, str],
+    stdout: int | None = None,
+    stderr: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` with these sockets passed to it."""
     numbers = [each.fileno() for each in sockets]
-    started: subprocess.Popen[bytes] = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, __file__, ",".join(map(str, numbers)), *command],
         pass_fds=numbers,
         env={
@@ -76,9 +80,9 @@ def activated(
             "LISTEN_FDS": str(len(numbers)),
             "LISTEN_FDNAMES": ":".join(["tdx.socket"] * len(numbers)),
         },
-        **options,
+        stdout=stdout,
+        stderr=stderr,
     )
-    return started
 
 
 def main() -> None:

@@ -120,6 +120,15 @@ def _limit(table: Table, key: str) -> float:
     return float(cast("float", value)) if fractional else cast("int", value)
 
 
+def _log(table: Table) -> Partial:
+    found: Partial = {}
+    if "log_level" in table:
+        found["log_level"] = table.choice("log_level", LOG_LEVELS)
+    if "log_format" in table:
+        found["log_format"] = table.choice("log_format", LOG_FORMATS)
+    return found
+
+
 def _program(table: Table) -> Partial:
     """What is to be run for each file. A program with a slash is relative to the file's folder."""
     found: Partial = {}
@@ -131,9 +140,9 @@ def _program(table: Table) -> Partial:
             command[0] = str(table.path.absolute().parent / Path(command[0]).expanduser())
         found["on_receive"] = tuple(command)
     if "on_receive_timeout" in table:
-        found["on_receive_timeout"] = table.seconds("on_receive_timeout")
+        found["on_receive_timeout"] = table.duration("on_receive_timeout")
     if "on_receive_at_once" in table:
-        found["on_receive_at_once"] = table.count("on_receive_at_once", MOST_AT_ONCE)
+        found["on_receive_at_once"] = table.whole_number("on_receive_at_once", 1, MOST_AT_ONCE)
     return found
 
 
@@ -157,10 +166,6 @@ def load(path: Path) -> Partial:
         found["allowed_origins"] = frozenset(_origin(table, text) for text in table.texts("allowed_origins"))
     if "reserve" in table:
         found["reserve"] = table.bytes_count("reserve")
-    if "log_level" in table:
-        found["log_level"] = table.choice("log_level", LOG_LEVELS)
-    if "log_format" in table:
-        found["log_format"] = table.choice("log_format", LOG_FORMATS)
     if "limits" in table:
         found["limits"] = _limits(table.table("limits"))
     if "limit_rate" in table:
@@ -171,6 +176,7 @@ def load(path: Path) -> Partial:
         found["identity"] = identity_of(table)
     if "rule" in table:
         found["rules"] = rules_of(table)
+    found.update(_log(table))
     found.update(_program(table))
     return found
 

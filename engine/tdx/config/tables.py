@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from tdx.config.places import Address, parse_address
 from tdx.errors import ConfigError, UsageError
 from tdx.model import shown
 from tdx.policy.bandwidth import RateSchedule, parse_schedule
+from tdx.policy.durations import parse_duration
 from tdx.policy.pacing import parse_size
 
 KEYS: Final = (
@@ -36,6 +36,9 @@ KEYS: Final = (
     "rule",
 )
 """What stands at the top of a file, whoever reads it."""
+
+MOST_SECONDS: Final = 1e10
+"""About three centuries, which no clock here is asked for."""
 
 
 class Table:
@@ -113,18 +116,6 @@ class Table:
             raise self.wrong(key, f"must be a number of bytes, not {value!r}")
         return value
 
-    def seconds(self, key: str) -> float:
-        value = self.values[key]
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.wrong(key, f"must be a number of seconds above 0, not {value!r}")
-        return float(value)
-
-    def count(self, key: str, most: int) -> int:
-        value = self.values[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self.wrong(key, f"must be a whole number from 1 to {most}, not {value!r}")
-        return value
-
     def size(self, key: str) -> int:
         """Bytes above 0, as a number or as people write a size."""
         value = self.values[key]
@@ -139,10 +130,34 @@ class Table:
             )
         return value
 
+    def whole_number(self, key: str, least: int, most: int) -> int:
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self.wrong(key, f"must be a whole number from {least} to {most}, not {value!r}")
+        return value
+
+    def duration(self, key: str) -> float:
+        """A time above 0, as people write a duration, or as a number of seconds."""
+        value = self.values[key]
+        if isinstance(value, str):
+            try:
+                value = parse_duration(value)
+            except UsageError as error:
+                raise self.wrong(key, f"is wrong: {error.message}") from None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MOST_SECONDS:
+            raise self.wrong(
+                key, f'must be a time above 0 like "15m", or a number of seconds, not {self.values[key]!r}'
+            )
+        return float(value)
+
     def rate(self, key: str) -> RateSchedule:
-        """Rates, all day or by the time of the day, as one string or a list."""
+        """Rates, all day or by the time of the day, as one string or a list; or bytes per second."""
+        value = self.values[key]
+        number = isinstance(value, int) and not isinstance(value, bool)
         try:
-            return parse_schedule(self.texts(key) if isinstance(self.values[key], list) else self.text(key))
+            if number:
+                return parse_schedule(str(value))
+            return parse_schedule(self.texts(key) if isinstance(value, list) else self.text(key))
         except UsageError as error:
             raise self.wrong(key, f"is wrong: {error.message}") from None
 
@@ -174,16 +189,17 @@ class Table:
                 raise self.wrong(key, "is missing")
 
 
-def read(path: Path) -> Table:
-    """The TOML file at ``path``, its keys known; ConfigError where it cannot be used."""
+def read(path: Path, known: Collection[str] = KEYS, what: str = "configuration") -> Table:
+    """The TOML file at ``path``, its keys among those ``known``; ConfigError where it cannot be used, which
+    calls it by ``what`` it should be."""
     import tomllib  # only where there is a file
 
     try:
         values = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {os.strerror(error.errno or 0)}") from error
+        raise ConfigError(f"cannot read the {what} {path}: {os.strerror(error.errno or 0)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
     table = Table(path, values)
-    table.only(KEYS)
+    table.only(known)
     return table

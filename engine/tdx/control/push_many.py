@@ -224,7 +224,12 @@ class ManyPushes:
     @property
     def _in_vain(self) -> TdxError | None:
         """Why nothing more is to be begun."""
-        return self._stopped or self._hopeless or self._sender.client.gone
+        return self._stopped or self.hopeless
+
+    @property
+    def hopeless(self) -> TdxError | None:
+        """What says that the peer could not be reached, at first or any more."""
+        return self._hopeless or self._sender.client.gone
 
     def _give_up(self, items: Iterable[Item], error: TdxError) -> None:
         self._end([Ended(each, each.size, 0, 0, 0.0, error=error) for each in items])
