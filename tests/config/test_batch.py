@@ -8,6 +8,7 @@ import pytest
 from tdx.config.batch import DEFAULT_KEYS, ITEM_KEYS, Batch, BatchItem, load_batch
 from tdx.errors import ConfigError
 from tdx.model import Conflict
+from tdx.policy.bandwidth import parse_schedule
 
 ITEM = '[[item]]\nname = "a"\nsources = ["x"]\n'
 WHOLE = ITEM + 'peer = "nas"\nconflict = "skip"\n'
@@ -90,7 +91,7 @@ def test_every_key_is_understood(file: Path) -> None:
         "recursive": True,
         "optional": True,
         "resume": False,
-        "limit_rate": 20 << 20,
+        "limit_rate": dataclasses.asdict(parse_schedule("20M")),
         "retries": 2,
         "timeout": 3600.0,
         "stall_timeout": 30.0,
@@ -182,9 +183,8 @@ def test_what_the_folder_of_the_file_is_called_is_no_pattern(tmp_path: Path) -> 
         ("name = 'a\nb'\n" + WHOLE, "not a TOML file"),
         ('name = "a\\nb"\n' + WHOLE, "name must be one line"),
         (WHOLE + "limit_rate = 'fast'\n", "limit_rate is wrong: 'fast' is not a rate"),
-        (WHOLE + "limit_rate = 0\n", "limit_rate must be a rate"),
-        (WHOLE + "limit_rate = true\n", "limit_rate must be a rate"),
-        (WHOLE + "limit_rate = 1.5\n", "limit_rate must be a rate"),
+        (WHOLE + "limit_rate = true\n", "limit_rate must be a non-empty string"),
+        (WHOLE + "limit_rate = 1.5\n", "limit_rate must be a non-empty string"),
         (WHOLE + "digest = 'md5'\n", "digest must be one of sha-256, sha-512"),
         (WHOLE + "links = 'keep'\n", "links must be one of skip, follow, preserve"),
         (WHOLE + "exclude = 'x'\n", "exclude must be a list of strings"),
@@ -204,7 +204,12 @@ def test_a_batch_has_to_say_what_is_done_where_a_name_is_taken(file: Path) -> No
 
 
 def test_a_rate_may_be_a_number_of_bytes(file: Path) -> None:
-    assert loaded(file, WHOLE + "limit_rate = 1_000\n").items[0].limit_rate == 1000.0
+    assert loaded(file, WHOLE + "limit_rate = 1_000\n").items[0].limit_rate == parse_schedule("1000")
+
+
+def test_or_follow_the_time_of_the_day(file: Path) -> None:
+    rates = ["08:00-18:00 20M", "100M"]
+    assert loaded(file, WHOLE + f"limit_rate = {rates}\n").items[0].limit_rate == parse_schedule(rates)
 
 
 def test_a_file_that_is_not_there_is_named(file: Path) -> None:
