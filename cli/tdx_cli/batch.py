@@ -63,7 +63,7 @@ def command(
         return Preview(batch.name, as_json=as_json, quiet=quiet).run(jobs)
     import asyncio
 
-    from tdx.config import load_identity, load_state
+    from tdx.config import load_identity, load_limit_rate, load_state
     from tdx_cli.batch_lock import only_run_of
     from tdx_cli.batching import BatchRun, Settings
     from tdx_cli.deadline import Deadline
@@ -72,6 +72,7 @@ def command(
     settings = Settings(
         state=kept,
         identity=load_identity(config, os.environ),
+        limit_rate=load_limit_rate(config, os.environ),
         wait=0.0 if now else _wait_of(batch),
         timeout=batch.timeout if timeout is None else timeout,
         as_json=as_json,

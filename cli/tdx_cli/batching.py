@@ -15,6 +15,7 @@ from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
 from tdx.errors import Interrupted, StorageError, TdxError, TimedOut
 from tdx.identity.settings import IdentitySettings
+from tdx.policy.bandwidth import RateSchedule
 from tdx.policy.exits import worst
 from tdx_cli.batch_plan import find, items_of
 from tdx_cli.batch_report import HEADING, STYLES, Live, Part, draws, say_json, say_table, summary_of
@@ -32,10 +33,12 @@ KEPT: Final = "what arrived is kept: run the batch again"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for the whole run. Times in seconds; ``wait`` is how long it waits before it begins."""
+    """What holds for the whole run. ``limit_rate`` is that of items that have none of their own. Times in
+    seconds; ``wait`` is how long it waits before it begins."""
 
     state: Path
     identity: IdentitySettings = field(default_factory=IdentitySettings)
+    limit_rate: RateSchedule | None = None
     wait: float = 0.0
     timeout: float | None = None
     as_json: bool = False
@@ -186,7 +189,7 @@ class BatchRun:
         return Wishes(
             peer=job.peers[peer],
             sender=SenderOptions(
-                limit_rate=item.limit_rate,
+                limit_rate=settings.limit_rate if item.limit_rate is None else item.limit_rate,
                 retries=item.retries,
                 stall_timeout=item.stall_timeout,
                 identity=settings.identity,

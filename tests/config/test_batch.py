@@ -8,6 +8,7 @@ import pytest
 from tdx.config.batch import DEFAULT_KEYS, ITEM_KEYS, Batch, BatchItem, load_batch
 from tdx.errors import ConfigError
 from tdx.model import Conflict
+from tdx.policy.bandwidth import parse_schedule
 
 ITEM = '[[item]]\nname = "a"\nsources = ["x"]\n'
 WHOLE = ITEM + 'peer = "nas"\nconflict = "skip"\n'
@@ -204,7 +205,12 @@ def test_a_batch_has_to_say_what_is_done_where_a_name_is_taken(file: Path) -> No
 
 
 def test_a_rate_may_be_a_number_of_bytes(file: Path) -> None:
-    assert loaded(file, WHOLE + "limit_rate = 1_000\n").items[0].limit_rate == 1000.0
+    assert loaded(file, WHOLE + "limit_rate = 1_000\n").items[0].limit_rate == parse_schedule("1000")
+
+
+def test_or_follow_the_time_of_the_day(file: Path) -> None:
+    rates = ["08:00-18:00 20M", "100M"]
+    assert loaded(file, WHOLE + f"limit_rate = {rates}\n").items[0].limit_rate == parse_schedule(rates)
 
 
 def test_a_file_that_is_not_there_is_named(file: Path) -> None:

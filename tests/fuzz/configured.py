@@ -130,7 +130,9 @@ def batch(data: bytes) -> None:
         assert all(source.startswith("/") and "\0" not in source for source in item.sources)
         for name in (item.into, item.called):
             assert name is None or check_file_name(name) == name
-        assert all(most is None or most > 0 for most in (item.limit_rate, item.timeout, item.stall_timeout))
+        assert all(most is None or most > 0 for most in (item.timeout, item.stall_timeout))
+        slowest = None if item.limit_rate is None else item.limit_rate.slowest
+        assert slowest is None or slowest > 0
 
 
 def _configurations() -> list[bytes]:
