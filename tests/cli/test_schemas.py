@@ -23,12 +23,13 @@ from tdx_cli.app import COMMANDS
 from tdx_cli.app import tdx as group
 
 STEP = "event step state text advice exit_code"
-RESULT = "event name size sent_bytes resumed_bytes seconds root path error"
+RESULT = "event name size sent_bytes resumed_bytes reused_bytes seconds root path error"
 LINE = "time level logger message"
 
 OF = "item peer"
 COUNTS = "files done identical skipped failed folders links refused sent_bytes resumed_bytes reused_bytes"
-OF_FILE = f"event name size sent_bytes resumed_bytes reused_bytes seconds root path error {OF}"
+OF_FILE = f"{RESULT} {OF}"
+MOVED = "event name path size root error"
 
 VERSION_1 = {
     "batch": {
@@ -53,9 +54,11 @@ VERSION_1 = {
     },
     "gc": {
         "removed": "event upload name bytes idle_seconds",
-        "summary": "event uploads bytes digest_logs",
+        "summary": "event uploads bytes digest_logs roots",
     },
+    "get": dict.fromkeys(("moved", "skipped", "failed"), MOVED),
     "id": {"id": "event key certificate certificate_file"},
+    "inbox": {"arrived": "event path size published_at owner verified root"},
     "log": {
         "other": LINE,
         "created": f"{LINE} event owner upload name size",
@@ -79,11 +82,13 @@ VERSION_1 = {
     "policy": {"policy": "event identity allowed rule rules grant"},
     "push": {
         "started": "event name size peer",
-        "progress": "event name size phase sent_bytes resumed_bytes checked_bytes retries seconds bottleneck",
+        "progress": "event name size phase sent_bytes resumed_bytes reused_bytes checked_bytes retries seconds"
+        " bottleneck",
         "arrived": RESULT,
         "skipped": RESULT,
         "failed": RESULT,
-        "summary": "event files done identical skipped failed sent_bytes resumed_bytes seconds exit_code",
+        "part": "event name outcome path error",
+        "summary": f"event {COUNTS} seconds exit_code",
     },
     "trust": {"device": "event name key addresses added"},
     "whois": {"identity": "event provider user node tags capabilities owner own because"},
@@ -188,6 +193,7 @@ DONE = {
     "size": 1,
     "sent_bytes": 1,
     "resumed_bytes": 0,
+    "reused_bytes": 0,
     "seconds": 0.1,
     "root": "xxh3-128:4194304:" + "0" * 32,
     "path": "f",
@@ -290,8 +296,26 @@ def test_every_line_of_a_batch_is_as_the_schema_has_it(
     run, again, plan = (tdx("batch", file, "--json", *more) for more in ((), ("--now",), ("--dry-run",)))
     assert [done.returncode for done in (run, again, plan)] == [73, 73, 66]
     lines = [line for done in (run, again, plan) for line in parsed(done.stdout)]
-    # Receivers of an older version say nothing of folders and links.
-    assert kinds_of("batch", lines) | {"part"} == set(VERSION_1["batch"])
+    assert kinds_of("batch", lines) == set(VERSION_1["batch"])
+
+
+def test_every_line_about_what_has_arrived_is_as_the_schema_has_it(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(os.urandom(100))
+    assert tdx("push", tmp_path / "a", tmp_path / "b", receiver.address).returncode == 0
+    places = ("--dir", receiver.folder, "--json")
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "a").write_bytes(b"another")
+    listed = tdx("inbox", *places)
+    get = ("get", "--to", there, *places, "--conflict")
+    skipped, refused, moved = tdx(*get, "skip"), tdx(*get, "error"), tdx(*get, "rename")
+    assert [done.returncode for done in (listed, skipped, refused, moved)] == [0, 0, 73, 0]
+    assert kinds_of("inbox", parsed(listed.stdout)) == {"arrived"}
+    lines = [line for done in (skipped, refused, moved) for line in parsed(done.stdout)]
+    assert kinds_of("get", lines) == set(VERSION_1["get"])
 
 
 def test_every_line_about_devices_is_as_the_schema_has_it(
@@ -361,4 +385,4 @@ def test_what_is_printed_is_one_line_of_ascii(tdx: Tdx, receiver: RunningReceive
     (tmp_path / "ä\u2028ö").write_bytes(b"x")
     done = tdx("push", tmp_path / "ä\u2028ö", receiver.address, "--json")
     assert done.stdout.isascii()
-    assert [json.loads(line)["name"] for line in done.stdout.split("\n")[:-1]] == ["ä\u2028ö"] * 2
+    assert {json.loads(line)["name"] for line in done.stdout.split("\n")[:-1]} == {"ä\u2028ö"}
