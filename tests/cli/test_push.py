@@ -529,7 +529,7 @@ def test_people_get_a_line_for_each_of_many_files_and_a_sum(
     *lines, last = done.stdout.splitlines()
     assert len(lines) == 302
     assert f"tree/d0/f000 -> tree/d0/f000 at {receiver.address}  19.5 KiB" in lines
-    assert last.startswith("302 files: 302 done; 15.7 MiB sent in ")
+    assert last.startswith("302 files: 302 done; 4 folders; 15.7 MiB sent in ")
 
 
 def test_failures_among_many_files_are_named_one_by_one(
