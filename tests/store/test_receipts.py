@@ -221,7 +221,7 @@ def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_t
     Receipts(tmp_path, "store").close()
     receipts = Receipts(tmp_path, "store")
     (tmp_path / "receipts.sqlite3").write_bytes(b"garbage" * 10_000)
-    receipts._database.execute("PRAGMA shrink_memory")  # nothing is answered from memory
+    receipts._database._connection.execute("PRAGMA shrink_memory")  # nothing is answered from memory
     with pytest.raises(StorageUnusable, match=r"receipts\.sqlite3 cannot be used.*restart the receiver"):
         receipts.get(UploadId(f"{1:032x}"))
     assert StorageUnusable.permanent
@@ -233,7 +233,7 @@ def test_no_question_makes_it_look_at_every_receipt_of_a_store(tmp_path: Path, q
     receipts = Receipts(tmp_path, "one")
     query: str = getattr(module, question).format("(?, ?), (?, ?)")
     values = ["x"] * query.count("?")
-    plan = " ".join(str(row) for row in receipts._database.execute(f"EXPLAIN QUERY PLAN {query}", values))
+    plan = " ".join(str(row) for row in receipts._database._connection.execute(f"EXPLAIN QUERY PLAN {query}", values))
     assert "SEARCH receipts USING" in plan
     assert "(store=?)" not in plan
     receipts.close()

@@ -14,10 +14,11 @@ from typing import Final, Self
 
 from tdx.errors import ConfigError, TdxError, disk_failure
 from tdx.integrity import digest_of
+from tdx.store.database import DATABASE
 from tdx.store.own import open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
 from tdx.store.published import still_there
-from tdx.store.receipts import DATABASE, ArrivedFile, PublishedFile, Receipts
+from tdx.store.receipts import ArrivedFile, PublishedFile, Receipts
 from tdx.store.syscalls import System
 
 CLAIMS: Final = "moving"

@@ -10,88 +10,17 @@ store folder. Safe between threads (one connection under a lock) and between pro
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
 import sqlite3
-import threading
-import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
-from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+from tdx.store.database import Database, cut, insert, marks
 from tdx.store.known import KnownFile, Stamp
-
-T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 MOST_PATHS: Final = 8
 """Earlier copies of one name that are compared with what is being pushed again."""
-
-DATABASE: Final = "receipts.sqlite3"
-"""The file in the state directory."""
-
-_PATIENCE: Final = 30.0
-"""Seconds to wait for another process's write."""
-
-_CACHE_KIB: Final = 8192
-"""Pages of one transaction that do not fit are written to the log twice."""
-
-_LOGGED_PAGES: Final = 4000
-"""Pages in the log at which a commit copies them into the database, and syncs that."""
-
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS receipts (
-    store TEXT NOT NULL,
-    upload TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    key TEXT,
-    name TEXT NOT NULL,
-    path TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    root TEXT NOT NULL,
-    verified INTEGER NOT NULL,
-    outcome TEXT NOT NULL,
-    published_at REAL NOT NULL,
-    expires_at REAL NOT NULL,
-    PRIMARY KEY (store, upload)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS receipts_by_key ON receipts (store, owner, key) WHERE key IS NOT NULL;
-CREATE INDEX IF NOT EXISTS receipts_by_name ON receipts (store, owner, name, size);
-CREATE INDEX IF NOT EXISTS receipts_by_expiry ON receipts (store, expires_at);
-CREATE TABLE IF NOT EXISTS files (
-    store TEXT NOT NULL,
-    path TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    upload TEXT NOT NULL,
-    PRIMARY KEY (store, path)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS files_by_owner ON files (store, owner);
-CREATE TRIGGER IF NOT EXISTS files_are_published AFTER INSERT ON receipts WHEN NEW.outcome = 'published'
-BEGIN
-    DELETE FROM files WHERE store = NEW.store AND path = NEW.path;
-    INSERT INTO files VALUES (NEW.store, NEW.path, NEW.owner, NEW.size, NEW.upload);
-END;
-CREATE TABLE IF NOT EXISTS roots (
-    store TEXT NOT NULL,
-    path TEXT NOT NULL,
-    inode INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    ctime_ns INTEGER NOT NULL,
-    root TEXT NOT NULL,
-    durable INTEGER NOT NULL,
-    PRIMARY KEY (store, path)
-) WITHOUT ROWID;
-"""
-
-_AT_ONCE: Final = 256
-"""Rows of one statement. The interpreter's lock is given up and taken for each statement, not each row."""
 
 _ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES "
@@ -155,13 +84,7 @@ class Receipts:
     def __init__(self, state: Path, store: str) -> None:
         """``store`` is the folder's id. ConfigError where the state directory cannot be used."""
         self._store = store
-        self._path = state / DATABASE
-        self._lock = threading.Lock()
-        try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = _open_or_replaced(self._path)
-        except (OSError, sqlite3.Error, _Broken) as error:
-            raise ConfigError(f"{state}: the receipts cannot be kept there: {error}") from error
+        self._database = Database(state)
 
     def put(self, receipt: Receipt, *, lifetime: float, known: KnownFile | None = None) -> None:
         """Durably store a receipt, for at least ``lifetime`` seconds; a second time changes nothing. With it
@@ -190,10 +113,9 @@ class Receipts:
             )
             for receipt in receipts
         ]
-        with self._cursor() as cursor, self._database:
-            cursor.execute("BEGIN IMMEDIATE")
-            _insert(cursor, _INSERT, _ROW, rows)
-            _insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+        with self._database.transaction() as cursor:
+            insert(cursor, _INSERT, _ROW, rows)
+            insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
 
     def get(self, upload: UploadId) -> Receipt | None:
         return self._one(_BY_UPLOAD, upload)
@@ -205,7 +127,7 @@ class Receipts:
     def paths(self, owner: Owner, name: FileName, size: int) -> list[str]:
         """Where this owner's files that were pushed as ``name``, with this size, ended up: the newest
         :data:`MOST_PATHS`."""
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute(_PATHS, (self._store, owner, name, size, MOST_PATHS))
             return [str(path) for (path,) in cursor.fetchall()]
 
@@ -214,8 +136,8 @@ class Receipts:
     ) -> dict[tuple[str, int], list[str]]:
         """The same as :meth:`paths` for many names and sizes at once; those of which there are any."""
         found: dict[tuple[str, int], list[str]] = {}
-        with self._cursor() as cursor:
-            for some in _cut(wanted):
+        with self._database.cursor() as cursor:
+            for some in cut(wanted):
                 marks = ", ".join(["(?, ?)"] * len(some))
                 values = [value for pair in some for value in pair]
                 cursor.execute(_NUMBERED.format(marks), (self._store, owner, *values))
@@ -230,7 +152,7 @@ class Receipts:
         query, values = "SELECT path, size, upload FROM files WHERE store = ?", [self._store]
         if owner is not None:
             query, values = query + " AND owner = ?", [*values, owner]
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute(query, values)
             return [
                 PublishedFile(FileName(path), int(size), UploadId(upload))
@@ -239,7 +161,7 @@ class Receipts:
 
     def arrived(self) -> list[ArrivedFile]:
         """As :meth:`files` of all owners, with what the receipts know."""
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute(_ARRIVED, (self._store,))
             return [
                 ArrivedFile(
@@ -256,7 +178,7 @@ class Receipts:
 
     def is_file(self, file: PublishedFile) -> bool:
         """Whether it is still among :meth:`files`."""
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute(
                 "SELECT 1 FROM files WHERE store = ? AND path = ? AND upload = ?",
                 (self._store, file.path, file.upload),
@@ -265,22 +187,20 @@ class Receipts:
 
     def version(self) -> int:
         """Another number whenever another connection has changed the database since it was last asked."""
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute("PRAGMA data_version")
             return int(cursor.fetchone()[0])
 
     def forget_files(self, gone: Sequence[PublishedFile]) -> None:
         """Drop these of :meth:`files`, unless their paths were published anew meanwhile."""
         rows = [(self._store, each.path, each.upload) for each in gone]
-        with self._cursor() as cursor, self._database:  # the latter ends the transaction, either way
-            cursor.execute("BEGIN IMMEDIATE")
+        with self._database.transaction() as cursor:
             cursor.executemany("DELETE FROM files WHERE store = ? AND path = ? AND upload = ?", rows)
 
     def remember(self, known: Sequence[KnownFile]) -> None:
         """Durably store what is known of these files, in place of what was."""
-        with self._cursor() as cursor, self._database:
-            cursor.execute("BEGIN IMMEDIATE")
-            _insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+        with self._database.transaction() as cursor:
+            insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
 
     def _rows_of(self, known: Sequence[KnownFile]) -> list[tuple[object, ...]]:
         return [(self._store, path, *stamp, root, int(durable)) for path, stamp, root, durable in known]
@@ -289,34 +209,32 @@ class Receipts:
         """What is remembered of the files at these paths, or of all; by path."""
         found: dict[str, KnownFile] = {}
         some: Sequence[str]
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             if paths is None:
                 cursor.execute(_KNOWN, (self._store,))
                 _take_known(cursor, found)
-            for some in _cut(paths or ()):
-                cursor.execute(f"{_KNOWN} AND path IN ({_marks(some)})", (self._store, *some))
+            for some in cut(paths or ()):
+                cursor.execute(f"{_KNOWN} AND path IN ({marks(some)})", (self._store, *some))
                 _take_known(cursor, found)
         return found
 
     def forget(self, known: Sequence[KnownFile]) -> None:
         """Drop these, unless something else has been remembered of their paths meanwhile."""
         rows = [(self._store, each.path, each.stamp.inode, each.stamp.ctime_ns) for each in known]
-        with self._cursor() as cursor, self._database:
-            cursor.execute("BEGIN IMMEDIATE")
+        with self._database.transaction() as cursor:
             cursor.executemany(
                 "DELETE FROM roots WHERE store = ? AND path = ? AND inode = ? AND ctime_ns = ?", rows
             )
 
     def expire(self, now: float) -> None:
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute("DELETE FROM receipts WHERE store = ? AND expires_at < ?", (self._store, now))
 
     def close(self) -> None:
-        with self._lock:
-            self._database.close()
+        self._database.close()
 
     def _one(self, query: str, *values: str) -> Receipt | None:
-        with self._cursor() as cursor:
+        with self._database.cursor() as cursor:
             cursor.execute(query, (self._store, *values))
             row: tuple[Any, ...] | None = cursor.fetchone()
         if row is None:
@@ -335,85 +253,7 @@ class Receipts:
             published_at=published_at,
         )
 
-    @contextmanager
-    def _cursor(self) -> Generator[sqlite3.Cursor]:
-        with self._lock:
-            try:
-                cursor = self._database.cursor()
-                try:
-                    yield cursor
-                finally:
-                    cursor.close()
-            except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
-                raise StorageError(f"the receipts cannot be read or written: {error}") from error
-            except sqlite3.Error as error:
-                # Not a database any more, or a broken one: no other try will go better.
-                raise StorageUnusable(
-                    f"the receipts in {self._path} cannot be used: {error}; restart the receiver, "
-                    "which puts them aside"
-                ) from error
-
-
-def _cut(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + _AT_ONCE] for at in range(0, len(items), _AT_ONCE))
-
-
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _insert(cursor: sqlite3.Cursor, statement: str, row: str, rows: Sequence[tuple[object, ...]]) -> None:
-    for some in _cut(rows):
-        cursor.execute(statement + ", ".join([row] * len(some)), [each for values in some for each in values])
-
 
 def _take_known(cursor: sqlite3.Cursor, found: dict[str, KnownFile]) -> None:
     for path, inode, size, mtime_ns, ctime_ns, root, durable in cursor.fetchall():
         found[path] = KnownFile(path, Stamp(inode, size, mtime_ns, ctime_ns), root, bool(durable))
-
-
-class _Broken(Exception):
-    """What should be the database is none, or not a whole one."""
-
-
-def _open_or_replaced(path: Path) -> sqlite3.Connection:
-    """The database; a broken one is put aside for a new one. What is lost with it is little
-    (``docs/store.md``), and without it nothing could be received until somebody came to see."""
-    try:
-        return _open(path)
-    except _Broken:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        try:
-            return _open(path)  # another process has made it anew
-        except _Broken as error:
-            aside = path.with_name(f"{path.name}.broken-{time.time_ns()}")
-            log.warning("the receipts are broken (%s): they begin anew; the old ones are in %s", error, aside)
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(FileNotFoundError):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        return _open(path)
-    finally:
-        os.close(folder)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """_Broken, or another sqlite3.Error."""
-    database = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        database.execute(f"PRAGMA wal_autocheckpoint = {_LOGGED_PAGES}")
-        # Looks at a hundred thousand receipts in 0.1 s.
-        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise _Broken(verdict)
-        database.executescript(_SCHEMA)
-    except BaseException as error:
-        database.close()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise _Broken(str(error)) from error
-        raise
-    return database
