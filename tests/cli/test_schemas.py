@@ -290,8 +290,7 @@ def test_every_line_of_a_batch_is_as_the_schema_has_it(
     run, again, plan = (tdx("batch", file, "--json", *more) for more in ((), ("--now",), ("--dry-run",)))
     assert [done.returncode for done in (run, again, plan)] == [73, 73, 66]
     lines = [line for done in (run, again, plan) for line in parsed(done.stdout)]
-    # Receivers of an older version say nothing of folders and links.
-    assert kinds_of("batch", lines) | {"part"} == set(VERSION_1["batch"])
+    assert kinds_of("batch", lines) == set(VERSION_1["batch"])
 
 
 def test_every_line_about_devices_is_as_the_schema_has_it(
