@@ -235,6 +235,21 @@ def test_what_is_no_pattern_is_78(tdx: Tdx, file: Path) -> None:
     assert done.stderr.startswith(f'tdx: {file}: item "a": ')
 
 
+def test_a_tree_arrives_with_its_empty_folders_and_links(
+    tdx: Tdx, receiver: RunningReceiver, source: Path, file: Path
+) -> None:
+    (source / "empty").mkdir()
+    (source / "link").symlink_to("big")
+    wanted = {"sources": ["source"], "recursive": True, "links": "preserve"}
+    write_batch(file, [wanted], peer=receiver.address, conflict="overwrite")
+    done = tdx("batch", file, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (receiver.folder / "source" / "empty").is_dir()
+    assert (receiver.folder / "source" / "link").readlink() == Path("big")
+    summary = events_in(done.stdout)[-1]
+    assert (summary["files"], summary["folders"], summary["links"], summary["refused"]) == (3, 3, 1, 0)
+
+
 def test_what_links_lead_to_arrives_and_what_is_excluded_does_not(
     tdx: Tdx, receiver: RunningReceiver, source: Path, file: Path
 ) -> None:
@@ -252,6 +267,7 @@ def test_what_links_lead_to_arrives_and_what_is_excluded_does_not(
         ],
         peer=receiver.address,
         conflict="overwrite",
+        links="follow",
     )
     (source / "sub" / "bad").write_bytes(b"x")
     done = tdx("batch", file, "--json")

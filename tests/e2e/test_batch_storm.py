@@ -12,7 +12,7 @@ import pytest
 
 from support.batches import write_batch
 from support.content import MIB
-from support.processes import Processes, Push, Receiver, wait_until
+from support.processes import Batch, Processes, Receiver, wait_until
 from support.soak import Soak
 
 pytestmark = pytest.mark.timeout(300)
@@ -104,8 +104,8 @@ class Storm:
         own = receiver.folder / ".tdx"
         return [str(path) for kind in ("uploads", "bundles") for path in own.glob(f"{kind}/*")]
 
-    def _run(self) -> Push:
-        return self._processes.batch(self._file, "--json")
+    def _run(self) -> Batch:
+        return self._processes.batch(self._file)
 
     def _expected(self) -> dict[str, bytes]:
         files = {

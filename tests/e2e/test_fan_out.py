@@ -86,7 +86,7 @@ def test_each_peer_ends_for_itself(processes: Processes, receiver: Receiver, are
         peers=[receiver.address, other.address, "no..such..peer"],
         conflict="overwrite",
     )
-    run = processes.batch(file, "--json")
+    run = processes.batch(file)
     other.await_staged(4 * MIB)
     other.kill()
     end = run.ends(68, "summary")

@@ -121,7 +121,9 @@ class Running:
 
 
 class Push(Running):
-    """``tdx push --json``."""
+    """``tdx push --json``, or another command that tells in the same way."""
+
+    said_by = "push"
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -136,10 +138,16 @@ class Push(Running):
         """Wait for the end; its last event, once exit code and event are as expected, and its output is as
         docs/schema has it."""
         assert self.wait() == code, self.log()
-        check_output(("push", "--json"), self.stdout)
+        check_output((self.said_by, "--json"), self.stdout)
         if event is not None:
             assert self.last["event"] == event, self.log()
         return self.last
+
+
+class Batch(Push):
+    """``tdx batch --json``."""
+
+    said_by = "batch"
 
 
 class Receiver:
@@ -337,10 +345,11 @@ class Processes:
         given = [str(argument) for argument in arguments]
         return Push(self, "push", [*prefix, *PROGRAM, "push", "--json", *given], **options)
 
-    def batch(self, *arguments: str | Path, **options: Any) -> Push:
-        """``tdx batch`` with these arguments; with --json it tells as a push does."""
+    def batch(self, *arguments: str | Path, **options: Any) -> Batch:
+        """``tdx batch --json`` with these arguments."""
         options.setdefault("env", self.environment)
-        return Push(self, "batch", [*PROGRAM, "batch", *map(str, arguments)], **options)
+        given = [str(argument) for argument in arguments]
+        return Batch(self, "batch", [*PROGRAM, "batch", "--json", *given], **options)
 
     def curl(self, *arguments: str | Path, prefix: Sequence[str] = (), **options: Any) -> Curl:
         """curl, heedless of the user's configuration and proxies."""
