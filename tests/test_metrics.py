@@ -178,7 +178,7 @@ def test_the_running_version_is_a_label() -> None:
 
 def test_every_stage_is_there_from_the_start_and_grows() -> None:
     metrics = Metrics("1.2.3")
-    stages = {"read", "hash", "send", "receive", "write", "sync"}
+    stages = {"read", "hash", "send", "receive", "write", "sync", "limit"}
     assert {sample.labels[0] for sample in family_of(metrics, "tdx_stage_seconds_total").samples} == stages
     metrics.add_stages(Stages(read=1.5, sync=0.5))
     metrics.add_stages(Stages(read=1.0))

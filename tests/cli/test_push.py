@@ -577,3 +577,16 @@ def test_a_stop_among_many_files_is_75_said_once_and_leaves_whole_files_only(
         assert (receiver.folder / name).read_bytes() == (tree.parent / name).read_bytes()
     assert tdx("push", "-q", "-r", tree, receiver.address, "--resume").returncode == 0
     assert len(receiver.visible()) == 302
+
+
+def test_the_configuration_says_how_fast_unless_a_flag_does(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    config, source = tmp_path / "tdx.toml", tmp_path / "source"
+    config.write_text('limit_rate = "1K"\n')
+    source.write_bytes(bytes(2 << 20))
+    limited = tdx("push", source, receiver.address, "-q", "--config", config, "--timeout", "1s")
+    assert limited.returncode == 75
+    options = ["--name", "f", "-q", "--limit-rate", "off"]
+    free = tdx("push", source, receiver.address, *options, env={"TDX_CONFIG": str(config)})
+    assert (free.returncode, free.stderr) == (0, "")

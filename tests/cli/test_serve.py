@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import RunningReceiver, Tdx
+from support.commands import RunningReceiver, Tdx, parsed
+from support.processes import wait_until
 
 
 def folder_in(tmp_path: Path) -> Path:
@@ -115,3 +116,30 @@ def test_a_configuration_without_a_folder_is_78(tdx: Tdx, tmp_path: Path) -> Non
     config = tmp_path / "tdx.toml"
     config.write_text("")
     assert tdx("serve", "--config", config).returncode == 78
+
+
+def test_a_limit_holds_from_the_signal_on_that_has_it_read(tdx: Tdx, tmp_path: Path) -> None:
+    folder, config, source = tmp_path / "limited", tmp_path / "tdx.toml", tmp_path / "source"
+    folder.mkdir(mode=0o700)
+    source.write_bytes(bytes(2 << 20))
+    config.write_text('limit_rate = "1K"\n')
+    running = RunningReceiver(tdx, folder, tmp_path / "limited.log", ["--config", str(config)])
+    try:
+        assert tdx("push", source, running.address, "-q", "--timeout", "1s").returncode == 75
+        config.write_text('limit_rate = ["00:00-12:00 1M", "1M"]\n')
+        running.process.send_signal(signal.SIGHUP)
+        said = "rules, rate limit and identity providers are as configured now"
+        wait_until(lambda: said in running.log.read_text(), "it has read them again")
+        source.write_bytes(b"x" * (2 << 20))  # what was sent before may still arrive
+        done = tdx("push", source, running.address, "--json", "--name", "another")
+        assert parsed(done.stdout)[-1]["event"] == "done"
+        assert parsed(done.stdout)[-1]["seconds"] > 1.5
+    finally:
+        assert running.stop() == 0
+
+
+def test_what_is_no_rate_is_an_error_of_usage(tdx: Tdx, tmp_path: Path) -> None:
+    for command in (["serve", "--dir", tmp_path], ["push", __file__, "127.0.0.1:1"]):
+        done = tdx(*command, "--limit-rate", "08:00-09:00 1M, 08:30-10:00 2M")
+        assert (done.returncode, done.stdout) == (64, "")
+        assert "the times 08:00-09:00 and 08:30-10:00 overlap" in done.stderr

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdx.config import load, load_identity, load_state, merge
+from tdx.config import load, load_identity, load_limit_rate, load_state, merge
 from tdx.errors import ConfigError
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
+from tdx.policy.bandwidth import RateSchedule, Window
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER = base64.b64encode(bytes(range(1, 33))).decode()
@@ -152,3 +153,12 @@ def test_every_key_is_taken_as_it_is_printed(tmp_path_factory: pytest.TempPathFa
     printed = base64.b64encode(key).decode()
     file.write_text(WG + f'name = "b"\nkey = "{printed}"\n')
     assert load_identity(file, {}).wireguard[0].peers[0].key == printed
+
+
+def test_a_sender_is_as_fast_as_the_file_says(file: Path) -> None:
+    assert load_limit_rate(None, {"XDG_CONFIG_HOME": str(file.parent)}) is None
+    file.write_text('dir = "in"\n')
+    assert load_limit_rate(file, {}) is None
+    file.write_text('limit_rate = "22:00-06:00 off, 1M"\n')
+    expected = RateSchedule((Window(1320, 360, None),), 2.0**20)
+    assert load_limit_rate(file, {}) == load_limit_rate(None, {"TDX_CONFIG": str(file)}) == expected

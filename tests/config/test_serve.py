@@ -12,6 +12,7 @@ from tdx.errors import ConfigError
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
 from tdx.model import Conflict, FileName
 from tdx.policy.admission import Limits
+from tdx.policy.bandwidth import UNLIMITED, RateSchedule, Window
 from tdx.policy.rules import Rule
 
 KEY = "A" * 43 + "="
@@ -31,6 +32,7 @@ announce = true
 on_receive = ["bin/arrived", "--quiet"]
 on_receive_timeout = "30s"
 on_receive_at_once = 2
+limit_rate = ["08:00-18:00 20M", "200M"]
 
 [limits]
 max_connections = 8
@@ -105,6 +107,7 @@ def test_a_file_may_say_everything(file: Path) -> None:
         on_receive=(str(file.parent / "bin" / "arrived"), "--quiet"),
         on_receive_timeout=30.0,
         on_receive_at_once=2,
+        limit_rate=RateSchedule((Window(480, 1080, 20 * 2.0**20),), 200 * 2.0**20),
         rules=(
             Rule(
                 "backup servers",
@@ -298,3 +301,17 @@ def test_nothing_slow_is_imported_before_it_is_needed() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_flag_that_takes_the_limit_away_wins_over_the_file(file: Path) -> None:
+    file.write_text('dir = "in"\nlimit_rate = "20M"\n')
+    assert merge(load(file), {}).limit_rate == RateSchedule(rest=20 * 2.0**20)
+    assert merge(load(file), {"limit_rate": None}).limit_rate == RateSchedule(rest=20 * 2.0**20)
+    assert merge(load(file), {"limit_rate": UNLIMITED}).limit_rate == UNLIMITED
+
+
+@pytest.mark.parametrize("value", ['"fast"', "20", '["1M", "2M"]', '["20M", 5]', '""'])
+def test_what_is_no_rate_names_the_key(file: Path, value: str) -> None:
+    file.write_text(f"limit_rate = {value}\n")
+    with pytest.raises(ConfigError, match="limit_rate "):
+        load(file)

@@ -13,6 +13,7 @@ from support.proxy import Fault, mistreating, once
 from support.receiving import RunningReceiver, in_background, push
 from support.uploading import open_upload
 from support.wire import head
+from tdx.control.getting import Ended, GetOptions, Getting
 from tdx.control.sender import SenderOptions
 from tdx.errors import ConnectionLost
 
@@ -140,3 +141,51 @@ class TestDefect5WhatFailsLeavesATruncatedFileUnderTheFinalName:
         inode = os.stat(staged / "data").st_ino
         upload.commit(receiver, LARGE)
         assert (receiver.folder / "disk.img").stat().st_ino == inode
+
+
+class TestDefect5GettingAFileCopiesAndLeavesATruncatedOne:
+    """What `tdx get` does where it fails or is killed, at every call: tests/store/test_moving.py."""
+
+    def test_on_one_filesystem_not_a_byte_is_copied(self, receiver: RunningReceiver, tmp_path: Path) -> None:
+        assert receiver.request("PUT", "/files/a/disk.img", SMALL).status == 201
+        before = (receiver.folder / "a" / "disk.img").stat()
+        moved = self.get(receiver, tmp_path)
+        assert [(each.file.path, each.error) for each in moved] == [("a/disk.img", None)]
+        after = (tmp_path / "dest" / "a" / "disk.img").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        assert receiver.visible() == {}
+
+    def test_a_name_that_is_taken_is_never_written_over(
+        self, receiver: RunningReceiver, tmp_path: Path
+    ) -> None:
+        (tmp_path / "dest").mkdir()
+        (tmp_path / "dest" / "disk.img").write_bytes(b"mine")
+        assert receiver.request("PUT", "/files/disk.img", SMALL).status == 201
+        (moved,) = self.get(receiver, tmp_path)
+        assert moved.path == tmp_path / "dest" / "disk (1).img"
+        assert (tmp_path / "dest" / "disk.img").read_bytes() == b"mine"
+        assert moved.path.read_bytes() == SMALL
+
+    def test_the_twelfth_of_a_name_is_moved_like_the_first(
+        self, receiver: RunningReceiver, tmp_path: Path
+    ) -> None:
+        for number in range(12):
+            assert receiver.request("PUT", "/files/f.txt", f"{number}".encode()).status == 201
+            assert len(self.get(receiver, tmp_path)) == 1
+        names = {"f.txt", *(f"f ({number}).txt" for number in range(1, 12))}
+        assert {path.name for path in (tmp_path / "dest").iterdir()} == names
+
+    def get(self, receiver: RunningReceiver, tmp_path: Path) -> list[Ended]:
+        (tmp_path / "dest").mkdir(exist_ok=True)
+        ended: list[Ended] = []
+        options = GetOptions(receiver.folder, receiver.state, tmp_path / "dest")
+        Getting(options, NeverStop(), ended.append).run()
+        return ended
+
+
+class NeverStop:
+    def check(self) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("nothing is waited for")

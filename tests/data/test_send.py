@@ -5,18 +5,33 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from support.datakit import STALL, Over, Sent, collector, digests_of, end_stream, pattern, tcp_pair, unix_pair
+from support.datakit import (
+    STALL,
+    Background,
+    Over,
+    Sent,
+    collector,
+    digests_of,
+    end_stream,
+    pattern,
+    tcp_pair,
+    tls_unix_pair,
+    unix_pair,
+)
+from support.processes import wait_until
 from tdx.data.port import BUFFER, Cancel, EarlyAnswer, SendPump
 from tdx.data.send import WINDOW, BufferedSend, SendfileSend, send_buffer
-from tdx.data.sockets import shut
+from tdx.data.sockets import readable, shut
 from tdx.errors import ConnectionLost, Interrupted, SourceChanged, SourceError, Stalled
 from tdx.integrity import cut
 from tdx.model import Span
+from tdx.proto.head import PROCESSING
 
 EXTENT = 4 * BUFFER
 
@@ -331,3 +346,74 @@ def test_a_buffer_is_sent_whole_and_reported(over: Over, size: int) -> None:
 def test_pumps_carry_the_names_that_force_them() -> None:
     assert SendfileSend().name == "sendfile"
     assert BufferedSend().name == "buffered"
+
+
+class TestAReceiverThatHoldsBack:
+    """It says from time to time that it goes on."""
+
+    def test_is_not_taken_for_one_that_has_stalled(self, over: Over) -> None:
+        content = pattern(8 * BUFFER)
+        with over.unix() as (near, far):
+            far.settimeout(30)
+            told = 0
+
+            def read() -> bytes:
+                nonlocal told
+                for _ in range(3):
+                    far.sendall(PROCESSING)
+                    told += 1
+                    time.sleep(0.8)
+                collected = collector(far)
+                return collected.join()
+
+            reading = Background(read)
+            send_buffer(near, memoryview(content), Sent().hooks(), Cancel(), 2.0)
+            end_stream(near)
+            assert reading.join() == content
+            assert told == 3
+
+    def test_may_say_so_in_pieces(self) -> None:
+        with unix_pair() as (near, far):
+            far.send(PROCESSING[:7])
+            send_buffer(near, memoryview(b"first"), Sent().hooks(), Cancel(), STALL)
+            far.send(PROCESSING[7:])
+            send_buffer(near, memoryview(b"second"), Sent().hooks(), Cancel(), STALL)
+            far.send(PROCESSING + b"HTTP/1.1 507 ")
+            send_buffer(near, memoryview(b"third"), Sent().hooks(), Cancel(), STALL)
+            with pytest.raises(EarlyAnswer):
+                send_buffer(near, memoryview(b"fourth"), Sent().hooks(), Cancel(), STALL)
+            assert near.recv(100) == b"HTTP/1.1 507 "
+
+    def test_is_not_whoever_sends_as_many_bytes_of_something_else(self) -> None:
+        with tls_unix_pair() as (near, far):
+            answer = b"x" * len(PROCESSING)
+            far.sendall(answer)
+            wait_until(lambda: readable(near), "it is there")
+            with pytest.raises(EarlyAnswer) as early:
+                send_buffer(near, memoryview(b"content"), Sent().hooks(), Cancel(), STALL)
+            assert early.value.begun == answer
+
+
+def test_a_pace_is_asked_about_as_much_as_it_wants_to_be(pump: SendPump, make_source: MakeSource) -> None:
+    source, seen = make_source(EXTENT), Sent()
+    asked: list[int] = []
+    hooks = seen.hooks(lambda n: asked.append(n) or 0.0)  # type: ignore[func-returns-value]
+    hooks.most = lambda n: min(n, 100_000)
+    with unix_pair() as (near, far):
+        collecting = collector(far)
+        pump.send(near, source.descriptor, source.extents(), hooks, Cancel(), STALL)
+        end_stream(near)
+        assert collecting.join() == source.data
+    assert max(asked) == 100_000
+    assert sum(asked) == EXTENT
+
+
+def test_the_seconds_that_a_limit_takes_are_told(pump: SendPump, make_source: MakeSource) -> None:
+    source = make_source(BUFFER)
+    with unix_pair() as (near, far):
+        collecting = collector(far)
+        hooks = Sent().hooks(lambda _: 0.02)
+        stages = pump.send(near, source.descriptor, source.extents(), hooks, Cancel(), STALL)
+        end_stream(near)
+        collecting.join()
+    assert stages.limit == pytest.approx(0.02 * (BUFFER // WINDOW))

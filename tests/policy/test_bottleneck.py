@@ -64,3 +64,15 @@ def test_the_name_depends_on_proportions_only(ours: Stages, theirs: Stages, fact
     if name is not None:
         longer = [Stages(**{k: v * factor for k, v in each.as_dict().items()}) for each in (ours, theirs)]
         assert name_bottleneck(*longer) == name
+
+
+def test_a_sender_that_waits_for_its_limit_says_so_whatever_it_is_now() -> None:
+    assert name_bottleneck(Stages(read=1, send=1, limit=8), Stages(receive=9)) == "rate limit"
+    assert name_bottleneck(Stages(read=8, send=1, limit=2), Stages(receive=9)) == "sender disk"
+
+
+def test_a_receiver_that_keeps_to_its_limit_is_named_by_it() -> None:
+    assert name_bottleneck(Stages(send=8), Stages(receive=1, write=1, limit=6)) == "rate limit"
+    assert name_bottleneck(Stages(send=8), Stages(limit=6)) == "rate limit"
+    assert name_bottleneck(Stages(send=8), Stages(receive=1, write=7, limit=6)) == "receiver disk"
+    assert name_bottleneck(Stages(read=8, send=1), Stages(limit=6)) == "sender disk"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdx.errors import UsageError
-from tdx.policy.pacing import TokenBucket, parse_rate, parse_size
+from tdx.policy.pacing import TokenBucket, parse_rate, parse_size, piece_of
 
 
 def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
@@ -30,6 +30,22 @@ def test_a_caller_that_read_the_clock_earlier_waits_until_the_same_moment() -> N
     assert bucket.reserve(110, 10.0) == pytest.approx(1.0)
     assert bucket.reserve(100, 9.0) == pytest.approx(3.0)
     assert bucket.reserve(100, 10.0) == pytest.approx(3.0)
+
+
+def test_another_rate_counts_from_then_on_and_what_is_owed_stays_owed() -> None:
+    bucket = TokenBucket(100.0)
+    assert bucket.reserve(110, 0.0) == pytest.approx(1.0)
+    bucket.change(1000.0, 0.5)
+    assert bucket.reserve(0, 0.5) == pytest.approx(0.05)
+    bucket.change(10.0, 1.0)
+    assert bucket.reserve(11, 1.0) == pytest.approx(1.0)
+
+
+def test_pieces_are_a_tenth_of_a_second_long() -> None:
+    assert piece_of(None, 1 << 30) == 1 << 30
+    assert piece_of(1e6, 1 << 30) == 100_000
+    assert piece_of(1e6, 7) == 7
+    assert piece_of(1.0, 7) == 1
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0])

@@ -34,6 +34,12 @@ cancel, which is looked at between calls (at most 8 MiB), to be noticed at once.
 MIN_CALL: Final = 64 << 10
 """Bytes of a send on a link so slow that even they take longer than a TICK."""
 
+RECORD_HEADER: Final = 5
+"""Bytes before a TLS record, the last two of them its length (RFC 8446 section 5.2)."""
+
+RECORD_EXTRA: Final = 17
+"""Bytes of a record beyond its content: the type of that, and the tag of every usual cipher."""
+
 UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK})
 """What a kernel or a filesystem without sendfile says."""
 
@@ -99,28 +105,37 @@ class _Outlet:
         return done
 
     def _hear(self) -> None:
-        """Something has come, or the end. Where the receiver says that it goes on, its rate limit being what
-        holds this up, it has not stalled."""
+        """Something has come, or the end. Where the receiver says that it goes on, since its rate limit is
+        what holds this up, it has not stalled."""
+        heard = b""
         if isinstance(self._sock, ssl.SSLSocket):
-            try:
-                heard = self._sock.read(len(PROCESSING))  # pyright: ignore[reportDeprecated]
-            except (TimeoutError, ssl.SSLWantReadError):
-                return  # a record that has not come whole, or that carries nothing
-            except OSError as error:
-                self._raise_lost(error)
-            if heard and heard != PROCESSING:
-                raise EarlyAnswer(heard)
+            # Read here would be lost to whoever reads the answer: only what can be nothing else is.
+            header = _peek(self._sock, RECORD_HEADER)
+            if 0 < len(header) < RECORD_HEADER:
+                return  # the rest is on its way
+            if header and int.from_bytes(header[-2:]) == len(PROCESSING) + RECORD_EXTRA:
+                heard = self._read_record()
         else:
             heard = _peek(self._sock, len(PROCESSING))
+            if heard and heard != PROCESSING and PROCESSING.startswith(heard):
+                return
             if heard == PROCESSING:
                 socket.socket.recv(self._sock, len(PROCESSING))
-            elif heard and PROCESSING.startswith(heard):
-                return  # the rest is on its way
-            else:
-                self._raise_lost(None)
-        if not heard:
+        if heard != PROCESSING:
             self._raise_lost(None)
         self._patience.moved(0)
+
+    def _read_record(self) -> bytes:
+        assert isinstance(self._sock, ssl.SSLSocket)
+        try:
+            heard = self._sock.read(len(PROCESSING))  # pyright: ignore[reportDeprecated]
+        except (TimeoutError, ssl.SSLWantReadError):
+            return PROCESSING  # it has begun to come
+        except OSError as error:
+            self._raise_lost(error)
+        if heard and heard != PROCESSING:
+            raise EarlyAnswer(heard)
+        return heard
 
     def _fit_call_to_link(self, took: float) -> None:
         # A slow link must not keep one call busy for many ticks: progress, early answers and

@@ -28,7 +28,7 @@ class Limits:
     stall_timeout: float = 60.0
     max_file: int | None = None
     streams_per_upload: int = 64
-    min_body_rate: int = 1024
+    min_body_rate: int = 512
     recheck_interval: float = 10.0
 
 
