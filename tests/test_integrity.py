@@ -20,6 +20,7 @@ from tdx.integrity import (
     extent_span,
     extents_of,
     new_hasher,
+    root_of_small,
     zero_digest,
 )
 from tdx.model import Span
@@ -190,3 +191,10 @@ def test_a_root_has_one_spelling(text: str) -> None:
     assert str(Root.parse(ROOT)) == ROOT
     with pytest.raises(ValueError, match="not a"):
         Root.parse(text)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, MIN_EXTENT])
+def test_the_root_of_a_small_file_is_the_same_however_it_is_computed(size: int) -> None:
+    content = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    digests = [digest_of(content)] if content else []
+    assert root_of_small(digest_of(content), size) == str(Root.over(digests, size, MIN_EXTENT))

@@ -224,3 +224,19 @@ def test_a_commit_of_another_length_is_refused(receiver: RunningReceiver) -> Non
             fields = {**upload.fields, "Upload-Length": length}
             answer = receiver.request("POST", upload.target + "/commit", bytes(32), fields)
             assert answer.status in {400, 413}
+
+
+TREES: dict[str, bytes] = {
+    "lists in place of entries": b'{"entries":[' + b"[]," * (1 << 20) + b"[]]}",
+    "objects beside them": b'{"entries":[],"x":[' + b"{}," * (1 << 20) + b"{}]}",
+    "texts in one": b'{"entries":[[' + b'"ab",' * (1 << 19) + b"0]]}",
+}
+
+
+@pytest.mark.parametrize("raw", TREES.values(), ids=TREES)
+def test_entries_of_a_tree_that_would_take_much_memory_are_refused(
+    receiver: RunningReceiver, raw: bytes
+) -> None:
+    with it_costs_little(receiver):
+        answer = receiver.request("POST", "/v1/tree", raw, {"Content-Type": "application/json"})
+        assert answer.status == 413

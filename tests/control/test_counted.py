@@ -72,6 +72,7 @@ def test_bytes_stages_and_what_is_open_are_told(receiver: RunningReceiver) -> No
     ("method", "target", "labels"),
     [
         ("GET", "/v1/hello", ("GET", "hello", "200")),
+        ("POST", "/v1/tree", ("POST", "tree", "415")),
         ("HEAD", "/files/none", ("HEAD", "files", "404")),
         ("GET", "/uploads/" + "0" * 32, ("GET", "upload", "404")),
         ("POST", "/uploads/" + "0" * 32 + "/commit", ("POST", "commit", "400")),

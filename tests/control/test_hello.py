@@ -33,6 +33,7 @@ def test_hello_says_who_this_is_what_it_takes_and_who_is_asking(receiver: Runnin
         ("POST", "/uploads/" + "0" * 32, "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
         ("GET", "/uploads/" + "0" * 32 + "/commit", "OPTIONS, POST"),
         ("GET", "/files", "OPTIONS, POST"),
+        ("GET", "/v1/tree", "OPTIONS, POST"),
     ],
 )
 def test_a_method_that_a_resource_lacks_is_answered_with_those_it_has(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from fuzz import answers, bundles, configured, framing, identities, journals, sealed, values
+from fuzz import answers, bundles, configured, framing, identities, journals, sealed, trees, values
 from fuzz.target import Target
 
 TARGETS: Final[Mapping[str, Target]] = {
@@ -17,6 +17,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     **configured.TARGETS,
     **identities.TARGETS,
     **sealed.TARGETS,
+    **trees.TARGETS,
 }
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 from tdx.store import receipts as module
-from tdx.store.receipts import Receipts
+from tdx.store.known import KnownFile, Stamp, linked, published, stamp_of
+from tdx.store.receipts import MOST_PATHS, Receipts
 
 ME = Owner("local:1000")
 
@@ -224,10 +228,10 @@ def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_t
     receipts.close()
 
 
-@pytest.mark.parametrize("question", ["_BY_UPLOAD", "_BY_KEY", "_PATHS"])
+@pytest.mark.parametrize("question", ["_BY_UPLOAD", "_BY_KEY", "_PATHS", "_NUMBERED"])
 def test_no_question_makes_it_look_at_every_receipt_of_a_store(tmp_path: Path, question: str) -> None:
     receipts = Receipts(tmp_path, "one")
-    query: str = getattr(module, question)
+    query: str = getattr(module, question).format("(?, ?), (?, ?)")
     values = ["x"] * query.count("?")
     plan = " ".join(str(row) for row in receipts._database.execute(f"EXPLAIN QUERY PLAN {query}", values))
     assert "SEARCH receipts USING" in plan
@@ -245,3 +249,114 @@ def test_many_receipts_are_stored_together_or_not_at_all(tmp_path: Path) -> None
     receipts.put_many(many, lifetime=10)
     assert [receipts.by_key(ME, str(number)) for number in range(100)] == many
     receipts.close()
+
+
+# --- what is known of files ------------------------------------------------------------------
+
+
+def known(path: str, ctime_ns: int = 5, *, durable: bool = True, inode: int = 1) -> KnownFile:
+    return KnownFile(path, Stamp(inode, 7, -(2**63), ctime_ns), "root", durable)
+
+
+def test_what_is_known_comes_back_as_it_was_and_is_replaced(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "one")
+    other = Receipts(tmp_path, "other")
+    many = {f"d/{number}": known(f"d/{number}", durable=number % 2 == 0) for number in range(1000)}
+    receipts.remember(list(many.values()))
+    assert receipts.known() == many
+    assert (
+        receipts.known(["d/5", "d/none", *(f"d/{number}" for number in range(900, 999))])["d/5"]
+        == many["d/5"]
+    )
+    assert receipts.known([]) == {}
+    assert other.known() == {}
+    receipts.remember([known("d/5", 6)])
+    receipts.close()
+    receipts = Receipts(tmp_path, "one")
+    assert receipts.known(["d/5"]) == {"d/5": known("d/5", 6)}
+    receipts.close()
+    other.close()
+
+
+def test_what_is_known_goes_with_the_receipts_or_not_at_all(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "one")
+    unfit = dataclasses.replace(receipt(2), path=object())  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        receipts.put_many([receipt(1), unfit], lifetime=10, known=[known("a")])
+    assert receipts.known() == {}
+    receipts.put_many([receipt(1)], lifetime=10, known=[known("a"), known("a", 9)])
+    assert receipts.known() == {"a": known("a", 9)}
+    receipts.close()
+
+
+def test_what_has_been_learnt_meanwhile_is_not_forgotten(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "one")
+    receipts.remember([known("a"), known("b")])
+    stale = list(receipts.known().values())
+    receipts.remember([known("b", 6)])
+    receipts.forget(stale)
+    assert receipts.known() == {"b": known("b", 6)}
+    receipts.close()
+
+
+def test_where_names_were_numbered_is_told_of_many_at_once(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path, "one")
+    many = [
+        dataclasses.replace(
+            receipt(number, at=float(number)), name=FileName(f"f{number % 300}"), path=f"p{number}"
+        )
+        for number in range(600)
+    ]
+    receipts.put_many(many, lifetime=1e9)
+    wanted = [(FileName(f"f{number}"), 2**40) for number in range(400)]
+    found = receipts.numbered(ME, wanted)
+    assert found == {(f"f{number}", 2**40): [f"p{number + 300}", f"p{number}"] for number in range(300)}
+    assert all(receipts.paths(ME, FileName(name), size) == paths for (name, size), paths in found.items())
+    assert receipts.numbered(Owner("local:2"), wanted) == {}
+    copies = [
+        dataclasses.replace(receipt(1000 + number), name=FileName("g"), path=f"g{number}")
+        for number in range(20)
+    ]
+    receipts.put_many(copies, lifetime=1e9)
+    assert len(receipts.numbered(ME, [(FileName("g"), 2**40)])["g", 2**40]) == MOST_PATHS
+    receipts.close()
+
+
+def test_a_database_of_before_is_taken_over_and_still_serves_the_program_of_before(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "receipts.sqlite3")
+    old.executescript(module._SCHEMA.partition("CREATE TABLE IF NOT EXISTS roots")[0])
+    row = ("one", "a" * 32, ME, None, "f", "f", 3, "root", 1, "published", 1.0, 1e12)
+    old.execute(f"INSERT INTO receipts VALUES ({', '.join('?' * len(row))})", row)
+    old.commit()
+    receipts = Receipts(tmp_path, "one")
+    found = receipts.get(UploadId("a" * 32))
+    assert found is not None
+    assert (found.path, found.root) == ("f", "root")
+    assert [each.path for each in receipts.files()] == ["f"]
+    assert receipts.known(["f"]) == {}
+    receipts.put(receipt(1), lifetime=10, known=known("f"))
+    assert receipts.known(["f"]) == {"f": known("f")}
+    old.execute(f"INSERT INTO receipts VALUES ({', '.join('?' * len(row))})", ("one", "b" * 32, *row[2:]))
+    old.commit()
+    old.close()
+    assert receipts.get(UploadId("b" * 32)) is not None
+    receipts.close()
+
+
+def test_numbers_that_no_database_holds_are_cut_or_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    os.utime(path, ns=(10**18, 10**18))
+    status = os.stat(path)
+    file = published("f", status, "root")
+    assert file is not None
+    assert file.stamp == stamp_of(status)
+
+    class Strange:
+        st_mode, st_size, st_ctime_ns = status.st_mode, 0, 0
+        st_ino, st_mtime_ns = (1 << 64) - 1, 1 << 70
+
+    strange = cast("os.stat_result", Strange())
+    assert published("f", strange, "root") is None
+    assert linked("f", strange) is None
+    assert stamp_of(strange).inode < 1 << 63

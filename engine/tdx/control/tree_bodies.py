@@ -21,6 +21,10 @@ class TreeBodies:
     def __init__(self) -> None:
         self._held: Counter[Owner] = Counter()
 
+    def held(self) -> int:
+        """Bytes that are here, or on their way."""
+        return self._held.total()
+
     @contextmanager
     def room_for(self, owner: Owner, size: int) -> Generator[None]:
         """Room for a body of so many bytes, until the block ends. Busy where this owner has none."""

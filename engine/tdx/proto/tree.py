@@ -32,7 +32,14 @@ _MOST: Final = 2**63
 _VALUES: Final = 6
 """Values of an entry that has the most."""
 
-_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
+_BRACKETS: Final = MAX_ENTRIES + 2
+_COMMAS: Final = MAX_ENTRIES * _VALUES
+_TEXTS: Final = _COMMAS
+"""More of these, outside of texts, than so many entries can have."""
+
+_TOKENS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|[\[{,]', re.DOTALL)
+_COMMA: Final = ord(",")
+_QUOTE: Final = ord('"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +134,19 @@ def _bounded(entries: list[object]) -> list[object]:
 
 
 def _check_bulk(raw: bytes) -> None:
-    """Before anything is made of it: brackets cost twenty times their size in memory. What stands between
-    quotation marks is looked at only where without that it would be too much."""
-    for text in (raw, None):
-        rest = _STRINGS.sub(b"", raw) if text is None else text
-        lists = rest.count(b"[") + rest.count(b"{")
-        if lists <= MAX_ENTRIES + 2 and rest.count(b",") <= MAX_ENTRIES * _VALUES:
-            return
-    raise TooLarge(f"more than {MAX_ENTRIES} entries of a tree at once")
+    """Before anything is made of it: what has few bytes may take twenty times as many in memory. What stands
+    between quotation marks is told apart only where without that it would be too much."""
+    brackets, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
+    if brackets <= _BRACKETS and commas <= _COMMAS and raw.count(b'"') <= 2 * _TEXTS:
+        return
+    brackets = commas = texts = 0
+    for token in _TOKENS.finditer(raw):
+        first = raw[token.start()]
+        commas += first == _COMMA
+        texts += first == _QUOTE
+        brackets += first not in (_COMMA, _QUOTE)
+        if brackets > _BRACKETS or commas > _COMMAS or texts > _TEXTS:
+            raise TooLarge(f"more than {MAX_ENTRIES} entries of a tree at once")
 
 
 def _entry(found: object) -> Entry | BadName:
