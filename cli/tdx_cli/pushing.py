@@ -58,6 +58,8 @@ class Run:
         self.totals = Totals()
         self._sent = 0
         self._began = 0.0
+        self._sending_since: float | None = None
+        """When the first began of which something was sent: asking and reading are under no rate limit."""
         self._cut_short: list[str] = []
         self._stopped: TdxError | None = None
         self._sender: Sender | None = None
@@ -170,6 +172,8 @@ class Run:
         for each in running:
             tally = each.tally
             sent += tally.sent
+            if tally.sent:
+                self._has_sent_since(each.began)
             done += min(tally.sent + tally.resumed + tally.reused, tally.total or 0)
             ours.add(tally.ours)
             theirs.add(tally.theirs)
@@ -184,9 +188,12 @@ class Run:
             done=done,
             size=whole.size if whole.complete else None,
             sent=sent,
-            bottleneck=self._bottleneck(ours, theirs, sent, elapsed),
+            bottleneck=self._bottleneck(ours, theirs, sent, now - (self._sending_since or now)),
         )
         self._report.overall(so_far, elapsed)
+
+    def _has_sent_since(self, when: float) -> None:
+        self._sending_since = when if self._sending_since is None else min(self._sending_since, when)
 
     def _bottleneck(self, ours: Stages, theirs: Stages, sent: int, elapsed: float) -> str | None:
         rate = sent / elapsed if elapsed > 0 else None
@@ -210,6 +217,8 @@ class Run:
             ending = _ending(each)
             self.totals.add(ending)
             self._sent += each.sent
+            if each.sent:
+                self._has_sent_since(asyncio.get_running_loop().time() - each.seconds)
             self._report.ended(ending)
             if each.error is not None:
                 self._explain(each.item.name, each.error)
