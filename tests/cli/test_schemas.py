@@ -82,8 +82,8 @@ VERSION_1 = {
     "policy": {"policy": "event identity allowed rule rules grant"},
     "push": {
         "started": "event name size peer",
-        "progress": "event name size phase sent_bytes resumed_bytes reused_bytes checked_bytes retries seconds"
-        " bottleneck",
+        "progress": "event name size phase sent_bytes resumed_bytes reused_bytes checked_bytes retries"
+        " seconds bottleneck",
         "arrived": RESULT,
         "skipped": RESULT,
         "failed": RESULT,

@@ -195,10 +195,10 @@ def test_a_folder_made_anew_with_the_inode_of_the_old_one_is_made_durable_again(
         """Every folder made in DIR gets the same inode, as on ext4 where the last one is free again."""
 
         def fstat(self, fd: int) -> os.stat_result:
-            found = list(os.fstat(fd))
-            if os.readlink(f"/proc/self/fd/{fd}") == str(inbox / "d"):
-                found[1] = 4711
-            return os.stat_result(found)
+            found = os.fstat(fd)
+            if os.readlink(f"/proc/self/fd/{fd}") != str(inbox / "d"):
+                return found
+            return os.stat_result([found[0], 4711, *found[2:]])
 
     system = Reusing()
     store = LocalStore(inbox, tmp_path / "state", reserve=0, system=system)

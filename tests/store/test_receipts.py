@@ -15,6 +15,7 @@ import pytest
 
 from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
+from tdx.store import database
 from tdx.store import receipts as module
 from tdx.store.known import KnownFile, Stamp, linked, published, stamp_of
 from tdx.store.receipts import MOST_PATHS, Receipts
@@ -221,7 +222,8 @@ def test_receipts_that_are_no_database_any_more_are_a_lasting_error_that_names_t
     Receipts(tmp_path, "store").close()
     receipts = Receipts(tmp_path, "store")
     (tmp_path / "receipts.sqlite3").write_bytes(b"garbage" * 10_000)
-    receipts._database._connection.execute("PRAGMA shrink_memory")  # nothing is answered from memory
+    with receipts._database.cursor() as cursor:
+        cursor.execute("PRAGMA shrink_memory")  # nothing is answered from memory
     with pytest.raises(StorageUnusable, match=r"receipts\.sqlite3 cannot be used.*restart the receiver"):
         receipts.get(UploadId(f"{1:032x}"))
     assert StorageUnusable.permanent
@@ -233,7 +235,8 @@ def test_no_question_makes_it_look_at_every_receipt_of_a_store(tmp_path: Path, q
     receipts = Receipts(tmp_path, "one")
     query: str = getattr(module, question).format("(?, ?), (?, ?)")
     values = ["x"] * query.count("?")
-    plan = " ".join(str(row) for row in receipts._database._connection.execute(f"EXPLAIN QUERY PLAN {query}", values))
+    with receipts._database.cursor() as cursor:
+        plan = " ".join(str(row) for row in cursor.execute(f"EXPLAIN QUERY PLAN {query}", values))
     assert "SEARCH receipts USING" in plan
     assert "(store=?)" not in plan
     receipts.close()
@@ -324,7 +327,7 @@ def test_where_names_were_numbered_is_told_of_many_at_once(tmp_path: Path) -> No
 
 def test_a_database_of_before_is_taken_over_and_still_serves_the_program_of_before(tmp_path: Path) -> None:
     old = sqlite3.connect(tmp_path / "receipts.sqlite3")
-    old.executescript(module._SCHEMA.partition("CREATE TABLE IF NOT EXISTS roots")[0])
+    old.executescript(database._SCHEMA.partition("CREATE TABLE IF NOT EXISTS roots")[0])
     row = ("one", "a" * 32, ME, None, "f", "f", 3, "root", 1, "published", 1.0, 1e12)
     old.execute(f"INSERT INTO receipts VALUES ({', '.join('?' * len(row))})", row)
     old.commit()
