@@ -69,7 +69,7 @@ def verdicts(answer: Answer) -> list[Any]:
     ]
 
 
-def tell(receiver: RunningReceiver, *entries: object, **more: object) -> list[Any]:
+def tell(receiver: RunningReceiver, *entries: object, **more: Any) -> list[Any]:
     return verdicts(ask(receiver, *entries, **more))
 
 

@@ -125,7 +125,8 @@ def test_an_entry_of_wrong_types_or_bounds_refuses_the_whole(values: list[object
 )
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_a_bad_name_refuses_its_own_entry(kind: str, name: str) -> None:
-    rest = {"file": [1, 1, 0o644, None], "folder": [1, 0o755], "link": [1, "x"]}[kind]
+    values: dict[str, list[object]] = {"file": [1, 1, 0o644, None], "folder": [1, 0o755], "link": [1, "x"]}
+    rest = values[kind]
     bad, good = parse_entries(document([kind, name, *rest], ["folder", "good", 1, 0o755]))
     assert isinstance(bad, BadName)
     assert good == FolderEntry(check_name("good"), 1, 0o755)

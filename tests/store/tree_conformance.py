@@ -298,18 +298,20 @@ class TreeConformance:
             raise Ended("ended")
 
         harness.put("a", b"one")
-        entries = [file("a", b"one"), link("t/l", "a")]
+        entries: list[Entry] = [file("a", b"one"), link("t/l", "a")]
         with pytest.raises(Ended):
             harness.store.take_entries(ME, Conflict.RENAME, entries, end)
         assert harness.links() == {}
 
     def test_nothing_is_acknowledged_that_cannot_be_made_durable(self, harness: TreeHarness) -> None:
         harness.fail_syncs(failing=True)
-        for entries in ([folder("t")], [link("u/l", "a")], [folder(f"v{each}") for each in range(9)]):
+        many: list[Entry] = [folder(f"v{each}") for each in range(9)]
+        requests: list[list[Entry]] = [[folder("t")], [link("u/l", "a")], many]
+        for request in requests:
             with pytest.raises(StorageError):
-                harness.store.take_entries(ME, Conflict.RENAME, entries, nothing_ends_it)
+                harness.store.take_entries(ME, Conflict.RENAME, request, nothing_ends_it)
         harness.fail_syncs(failing=False)
         harness.restart()
-        entries = [folder("t"), link("u/l", "a"), *(folder(f"v{each}") for each in range(9))]
+        entries: list[Entry] = [folder("t"), link("u/l", "a"), *many]
         tell(harness.store, *entries)
         assert tell(harness.store, *entries) == ["same"] * 11
