@@ -74,7 +74,7 @@ def test_long_owners_are_cut_for_people_and_expired_receipts_known_as_such(tdx: 
     arrived = ArrivedIn(tmp_path / "inbox", tmp_path / "state")
     arrived.arrive("a", b"content")
     receipts = arrived.receipts()
-    with receipts._cursor() as cursor:
+    with receipts._database.cursor() as cursor:
         cursor.execute("UPDATE files SET owner = ?", ("tls:" + "f" * 64,))
     receipts.expire(1e12)
     receipts.close()

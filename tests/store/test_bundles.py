@@ -20,7 +20,7 @@ from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import LIFETIME, UNFINISHED_AGE
 from tdx.store.local import LocalStore
-from tdx.store.publish_bundle import FEW
+from tdx.store.publish_context import FEW
 
 pytestmark = pytest.mark.usefixtures("counted_receipts")
 

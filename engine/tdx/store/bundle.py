@@ -12,7 +12,8 @@ from tdx.model import Conflict, Owner, Receipt
 from tdx.store.bundles import BundleFolder
 from tdx.store.datafile import Disk, Growth, write_full
 from tdx.store.port import Admit, BundledFile
-from tdx.store.publish_bundle import Publication, PublishContext, Staged
+from tdx.store.publish_bundle import Publication, Staged
+from tdx.store.publish_context import PublishContext
 from tdx.store.syscalls import System
 from tdx.store.turn import Turn
 

@@ -6,7 +6,7 @@ import os
 
 from tdx.errors import StorageError, TdxError, disk_failure
 from tdx.store.paths import Unsynced
-from tdx.store.publish_bundle import FEW, PublishContext
+from tdx.store.publish_context import FEW, PublishContext
 from tdx.store.syscalls import UNSUPPORTED
 
 

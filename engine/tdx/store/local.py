@@ -30,7 +30,7 @@ from tdx.store.own import lock, open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
 from tdx.store.port import Existing, GoOn, Partial, Told
 from tdx.store.publish import Destination
-from tdx.store.publish_bundle import PublishContext
+from tdx.store.publish_context import PublishContext
 from tdx.store.published import no_longer, still_there
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import Receipts

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,19 +21,14 @@ from typing import Final
 from tdx.errors import Busy, TdxError, disk_failure
 from tdx.integrity import MIN_EXTENT, root_of_small
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
-from tdx.store.bundles import LIFETIME, BundleFolder, Bundles, Intent
-from tdx.store.final_names import FinalNames
+from tdx.store.bundles import LIFETIME, BundleFolder, Intent
 from tdx.store.known import KnownFile, published
-from tdx.store.paths import WALKS, Tree, Unsynced
+from tdx.store.paths import WALKS, Unsynced
 from tdx.store.port import Admit, BundledFile
+from tdx.store.publish_context import FEW, PublishContext
 from tdx.store.reading import extent_digests
-from tdx.store.receipts import Receipts
-from tdx.store.syscalls import UNSUPPORTED, System
+from tdx.store.syscalls import UNSUPPORTED
 from tdx.store.turn import Turn
-
-FEW: Final = 2
-"""Up to this many directories are synced one by one, and names asked for; beyond, one more syncfs costs less,
-and a list."""
 
 _LISTED: Final = 256
 """A directory is listed that has no more bytes than this for each file that is to be looked for in it..."""
@@ -56,20 +50,6 @@ class Staged:
     number: str
     inode: int
     path: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishContext:
-    """What every publication of a store works with. ``as_one``: its filesystem can be synced as a whole;
-    ``turns``: what :class:`Turn` is of."""
-
-    system: System
-    tree: Tree
-    names: FinalNames
-    receipts: Receipts
-    bundles: Bundles
-    as_one: bool
-    turns: threading.Lock
 
 
 class Publication:

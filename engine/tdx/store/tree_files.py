@@ -17,7 +17,7 @@ from tdx.store import attributes
 from tdx.store.changes import Changes
 from tdx.store.known import KnownFile, is_old, stamp_of
 from tdx.store.port import GoOn, Told
-from tdx.store.publish_bundle import PublishContext
+from tdx.store.publish_context import PublishContext
 from tdx.store.reading import extent_digests
 from tdx.store.turn import Turn
 

@@ -12,7 +12,7 @@ from tdx.proto.tree import FolderEntry, Verdict
 from tdx.store import attributes
 from tdx.store.changes import Changes
 from tdx.store.port import GoOn, Told
-from tdx.store.publish_bundle import PublishContext
+from tdx.store.publish_context import PublishContext
 from tdx.store.rules import OWNER_BITS
 from tdx.store.tree_files import Tell
 

@@ -18,7 +18,7 @@ from tdx.store.bundles import BundleFolder
 from tdx.store.changes import Changes
 from tdx.store.known import LINK, KnownFile, linked, stamp_of
 from tdx.store.port import GoOn, Told
-from tdx.store.publish_bundle import PublishContext
+from tdx.store.publish_context import PublishContext
 from tdx.store.rules import MOST_COPIES
 from tdx.store.tree_files import Tell
 

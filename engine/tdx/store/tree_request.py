@@ -14,7 +14,7 @@ from tdx.model import Conflict, Owner
 from tdx.proto.tree import Entry, FileEntry, FolderEntry, LinkEntry
 from tdx.store.changes import Changes
 from tdx.store.port import GoOn, Told
-from tdx.store.publish_bundle import PublishContext
+from tdx.store.publish_context import PublishContext
 from tdx.store.tree_files import TreeFiles
 from tdx.store.tree_folders import TreeFolders
 from tdx.store.tree_links import TreeLinks
