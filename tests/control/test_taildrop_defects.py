@@ -162,9 +162,10 @@ class TestDefect5GettingAFileCopiesAndLeavesATruncatedOne:
         (tmp_path / "dest" / "disk.img").write_bytes(b"mine")
         assert receiver.request("PUT", "/files/disk.img", SMALL).status == 201
         (moved,) = self.get(receiver, tmp_path)
-        assert moved.path == tmp_path / "dest" / "disk (1).img"
+        numbered = tmp_path / "dest" / "disk (1).img"
+        assert moved.path == numbered
         assert (tmp_path / "dest" / "disk.img").read_bytes() == b"mine"
-        assert moved.path.read_bytes() == SMALL
+        assert numbered.read_bytes() == SMALL
 
     def test_the_twelfth_of_a_name_is_moved_like_the_first(
         self, receiver: RunningReceiver, tmp_path: Path

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.bundle_wire import bundle, post, said
 from support.devices import introduce
 from support.processes import wait_until
 from support.receiving import RunningReceiver, push, running
@@ -191,6 +192,23 @@ def test_a_chunked_body_is_held_back_as_well(tmp_path: Path) -> None:
             sent = wire.send(head("PUT", "/files/f", {"Transfer-Encoding": "chunked"}) + chunk)
             assert sent.answer().status == 201
             assert time.monotonic() - began >= 0.7
+
+
+def test_small_files_that_come_together_are_held_back_as_well(tmp_path: Path) -> None:
+    with running(tmp_path) as receiver:
+        throttled(receiver, 100_000)
+        files = {f"{number}": bytes(10_000) for number in range(10)}
+        began = time.monotonic()
+        assert said(post(receiver, bundle(files))) == [("published", name) for name in files]
+        assert time.monotonic() - began >= 0.7
+
+
+def test_splice_keeps_to_the_limit_as_well(tmp_path: Path) -> None:
+    with running(tmp_path, pump="splice") as receiver:
+        throttled(receiver, 1e6)
+        began = time.monotonic()
+        answer = receiver.request("PUT", "/files/f", bytes(1_500_000))
+        assert (answer.status, time.monotonic() - began >= 1.0) == (201, True)
 
 
 def test_stopping_does_not_wait_for_a_body_that_is_held_back(tmp_path: Path) -> None:

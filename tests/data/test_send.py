@@ -357,14 +357,13 @@ class TestAReceiverThatHoldsBack:
             far.settimeout(30)
             told = 0
 
-            def read() -> bytes:
+            def read() -> object:
                 nonlocal told
                 for _ in range(3):
                     far.sendall(PROCESSING)
                     told += 1
                     time.sleep(0.8)
-                collected = collector(far)
-                return collected.join()
+                return collector(far).join()
 
             reading = Background(read)
             send_buffer(near, memoryview(content), Sent().hooks(), Cancel(), 2.0)
@@ -397,7 +396,12 @@ class TestAReceiverThatHoldsBack:
 def test_a_pace_is_asked_about_as_much_as_it_wants_to_be(pump: SendPump, make_source: MakeSource) -> None:
     source, seen = make_source(EXTENT), Sent()
     asked: list[int] = []
-    hooks = seen.hooks(lambda n: asked.append(n) or 0.0)  # type: ignore[func-returns-value]
+
+    def pace(n: int) -> float:
+        asked.append(n)
+        return 0.0
+
+    hooks = seen.hooks(pace)
     hooks.most = lambda n: min(n, 100_000)
     with unix_pair() as (near, far):
         collecting = collector(far)
