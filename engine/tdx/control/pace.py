@@ -17,6 +17,11 @@ SLOWEST_STREAM: Final = 4096.0
 """Bytes per second below which a limit is not divided among more streams."""
 
 
+def monotonic() -> float:
+    """Seconds that only grow."""
+    return time.monotonic()
+
+
 def time_of_day() -> float:
     """Seconds since midnight by the local clock on the wall."""
     now = time.localtime()
@@ -30,7 +35,7 @@ class Clockwork:
     def __init__(
         self,
         schedule: RateSchedule,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         wall: Callable[[], float] = time_of_day,
     ) -> None:
         self.schedule = schedule
@@ -57,7 +62,7 @@ class Pace:
     def __init__(
         self,
         limit: RateSchedule | float | None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         wall: Callable[[], float] = time_of_day,
     ) -> None:
         """``limit`` in bytes per second, for all day or by a schedule; None: no limit."""
