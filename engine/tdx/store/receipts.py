@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -83,6 +83,7 @@ CREATE TABLE IF NOT EXISTS roots (
     ctime_ns INTEGER NOT NULL,
     root TEXT NOT NULL,
     durable INTEGER NOT NULL,
+    span INTEGER NOT NULL,
     PRIMARY KEY (store, path)
 ) WITHOUT ROWID;
 """
@@ -90,11 +91,11 @@ CREATE TABLE IF NOT EXISTS roots (
 _AT_ONCE: Final = 256
 """Rows of one statement. The interpreter's lock is given up and taken for each statement, not each row."""
 
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_RECEIPT_VALUES: Final = 12
 _INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES "
-_KNOWN_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_KNOWN_VALUES: Final = 9
 _REMEMBER: Final = "INSERT OR REPLACE INTO roots VALUES "
-_KNOWN: Final = "SELECT path, inode, size, mtime_ns, ctime_ns, root, durable FROM roots WHERE store = ?"
+_KNOWN: Final = "SELECT path, inode, size, mtime_ns, ctime_ns, root, durable, span FROM roots WHERE store = ?"
 _SELECT: Final = """
 SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at FROM receipts """
 _BY_UPLOAD: Final = _SELECT + "WHERE store = ? AND upload = ?"
@@ -144,12 +145,14 @@ class Receipts:
         self.put_many([receipt], lifetime=lifetime, known=[] if known is None else [known])
 
     def put_many(
-        self, receipts: Sequence[Receipt], *, lifetime: float, known: Sequence[KnownFile] = ()
+        self, receipts: Sequence[Receipt], *, lifetime: float, known: Iterable[KnownFile] = ()
     ) -> None:
         """The same for many at once, and :meth:`remember` in the same step: all of them, or none where this
         raises."""
-        rows = [
-            (
+        # Flat lists: with an object for each row, the collection of garbage costs as much as the rows do.
+        values: list[object] = []
+        for receipt in receipts:
+            values += (
                 self._store,
                 receipt.upload,
                 receipt.owner,
@@ -163,12 +166,11 @@ class Receipts:
                 receipt.published_at,
                 receipt.published_at + lifetime,
             )
-            for receipt in receipts
-        ]
+        learnt = self._values_of(known)
         with self._cursor() as cursor, self._database:
             cursor.execute("BEGIN IMMEDIATE")
-            _insert(cursor, _INSERT, _ROW, rows)
-            _insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+            _insert(cursor, _INSERT, values, _RECEIPT_VALUES)
+            _insert(cursor, _REMEMBER, learnt, _KNOWN_VALUES)
 
     def get(self, upload: UploadId) -> Receipt | None:
         return self._one(_BY_UPLOAD, upload)
@@ -223,10 +225,13 @@ class Receipts:
         """Durably store what is known of these files, in place of what was."""
         with self._cursor() as cursor, self._database:
             cursor.execute("BEGIN IMMEDIATE")
-            _insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+            _insert(cursor, _REMEMBER, self._values_of(known), _KNOWN_VALUES)
 
-    def _rows_of(self, known: Sequence[KnownFile]) -> list[tuple[object, ...]]:
-        return [(self._store, path, *stamp, root, int(durable)) for path, stamp, root, durable in known]
+    def _values_of(self, known: Iterable[KnownFile]) -> list[object]:
+        values: list[object] = []
+        for path, stamp, root, durable, span in known:
+            values += (self._store, path, *stamp, root, durable, span)
+        return values
 
     def known(self, paths: Sequence[str] | None = None) -> dict[str, KnownFile]:
         """What is remembered of the files at these paths, or of all; by path."""
@@ -297,22 +302,25 @@ class Receipts:
                 ) from error
 
 
-def _cut(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + _AT_ONCE] for at in range(0, len(items), _AT_ONCE))
+def _cut(items: Sequence[T], size: int = _AT_ONCE) -> Iterator[Sequence[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def _insert(cursor: sqlite3.Cursor, statement: str, row: str, rows: Sequence[tuple[object, ...]]) -> None:
-    for some in _cut(rows):
-        cursor.execute(statement + ", ".join([row] * len(some)), [each for values in some for each in values])
+def _insert(cursor: sqlite3.Cursor, statement: str, values: Sequence[object], width: int) -> None:
+    """Rows of so many values each."""
+    row = f"({_marks(values[:width])})"
+    for some in _cut(values, _AT_ONCE * width):
+        cursor.execute(statement + ", ".join([row] * (len(some) // width)), some)
 
 
 def _take_known(cursor: sqlite3.Cursor, found: dict[str, KnownFile]) -> None:
-    for path, inode, size, mtime_ns, ctime_ns, root, durable in cursor.fetchall():
-        found[path] = KnownFile(path, Stamp(inode, size, mtime_ns, ctime_ns), root, bool(durable))
+    for path, inode, size, mtime_ns, ctime_ns, root, durable, span in cursor.fetchall():
+        stamp = Stamp(inode, size, mtime_ns, ctime_ns)
+        found[path] = KnownFile(path, stamp, root, bool(durable), span)
 
 
 class _Broken(Exception):
