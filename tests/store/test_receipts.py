@@ -17,7 +17,18 @@ from tdx.errors import ConfigError, StorageError, StorageUnusable
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 from tdx.store import database
 from tdx.store import receipts as module
-from tdx.store.known import KnownFile, Stamp, linked, published, stamp_of
+from tdx.store.known import (
+    LONGEST_SPAN,
+    SETTLED,
+    KnownFile,
+    Moment,
+    Stamp,
+    linked,
+    moment_of,
+    published,
+    published_at,
+    stamp_of,
+)
 from tdx.store.receipts import MOST_PATHS, Receipts
 
 ME = Owner("local:1000")
@@ -362,4 +373,43 @@ def test_numbers_that_no_database_holds_are_cut_or_not_remembered(tmp_path: Path
     strange = cast("os.stat_result", Strange())
     assert published("f", strange, "root") is None
     assert linked("f", strange) is None
+    assert published_at(Moment(0, 0), "f", 1, 0, 1 << 70, "root") is None
+    assert published_at(Moment(0, 0), "f", 1, 0, None, "root") is None
     assert stamp_of(strange).inode < 1 << 63
+
+
+class At:
+    """What stat tells of a file with this ctime."""
+
+    def __init__(self, ctime_ns: int, mtime_ns: int = 0) -> None:
+        self.st_ino, self.st_size, self.st_mtime_ns, self.st_ctime_ns = 1, 7, mtime_ns, ctime_ns
+
+
+def at(ctime_ns: int, mtime_ns: int = 0) -> os.stat_result:
+    return cast("os.stat_result", At(ctime_ns, mtime_ns))
+
+
+def test_a_file_is_what_it_was_while_its_ctime_is_of_the_moment_that_it_was_published() -> None:
+    now = 10**18
+    moment = moment_of(at(now), at(now + 1000))
+    assert moment == Moment(now, 1000)
+    file = published_at(moment, "f", 1, 7, 0, "root")
+    assert file is not None
+    assert [file.holds(at(now + later)) for later in (-1, 0, 500, 1000, 1001)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert not file.holds(at(now, 1))
+    assert moment_of(at(now), at(now - 1)) is None
+    assert moment_of(at(now), at(now + LONGEST_SPAN)) is None
+
+
+@pytest.mark.parametrize(("away", "taken"), [(-SETTLED, True), (1 - SETTLED, False), (SETTLED, False)])
+def test_a_file_that_could_be_written_to_unnoticed_is_not_remembered(away: int, taken: bool) -> None:
+    now = 10**18
+    assert (published_at(Moment(now, 5), "f", 1, 7, now + away, "root") is not None) == taken
+    assert published_at(Moment(now, 5), "f", 1, 7, now + 5 + SETTLED, "root") is not None
+    assert (published("f", at(now, now + away), "root") is not None) == (abs(away) >= SETTLED)

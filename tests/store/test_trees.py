@@ -88,6 +88,21 @@ def test_what_was_published_with_a_time_of_just_now_is_read(machine: Machine) ->
     assert machine.calls(file("a", b"one"), file("b", b"one")).count("preadv") >= 2
 
 
+def test_of_files_that_were_published_together_each_is_known_until_it_changes(machine: Machine) -> None:
+    names = [f"d/{number:02}" for number in range(40)]
+    bundle(machine.store, {name: name.encode() for name in names}, mtime_ns=OLD)
+    entries = [file(name, name.encode()) for name in names]
+    assert not {"preadv", *SYNCS} & set(machine.calls(*entries))
+    time.sleep(0.02)  # the filesystem's clock ticks
+    changed = machine.inbox / names[20]
+    changed.write_bytes(b"d/02")
+    os.utime(changed, ns=(OLD, OLD))
+    os.replace(machine.put("elsewhere", b"d/03"), machine.inbox / names[30])
+    said = machine.tell(*entries)
+    assert [name for name, each in zip(names, said, strict=True) if each == "send"] == [names[20], names[30]]
+    assert set(said) == {"same", "send"}
+
+
 @pytest.mark.usefixtures("later")
 def test_what_somebody_put_there_is_read_and_made_durable_once(machine: Machine) -> None:
     machine.put("d/a", b"one")

@@ -73,6 +73,7 @@ CREATE TABLE IF NOT EXISTS roots (
     ctime_ns INTEGER NOT NULL,
     root TEXT NOT NULL,
     durable INTEGER NOT NULL,
+    span INTEGER NOT NULL,
     PRIMARY KEY (store, path)
 ) WITHOUT ROWID;
 """
@@ -125,17 +126,19 @@ class Database:
             yield cursor
 
 
-def cut(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[at : at + _AT_ONCE] for at in range(0, len(items), _AT_ONCE))
+def cut(items: Sequence[T], size: int = _AT_ONCE) -> Iterator[Sequence[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def insert(cursor: sqlite3.Cursor, statement: str, row: str, rows: Sequence[tuple[object, ...]]) -> None:
-    for some in cut(rows):
-        cursor.execute(statement + ", ".join([row] * len(some)), [each for values in some for each in values])
+def insert(cursor: sqlite3.Cursor, statement: str, values: Sequence[object], width: int) -> None:
+    """Rows of so many values each."""
+    row = f"({marks(values[:width])})"
+    for some in cut(values, _AT_ONCE * width):
+        cursor.execute(statement + ", ".join([row] * (len(some) // width)), some)
 
 
 class _Broken(Exception):

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +22,7 @@ from tdx.errors import Busy, TdxError, disk_failure
 from tdx.integrity import MIN_EXTENT, root_of_small
 from tdx.model import Conflict, Outcome, Owner, Receipt, UploadId
 from tdx.store.bundles import LIFETIME, BundleFolder, Intent
-from tdx.store.known import KnownFile, published
+from tdx.store.known import KnownFile, Moment, moment_of, published_at
 from tdx.store.paths import WALKS, Unsynced
 from tdx.store.port import Admit, BundledFile
 from tdx.store.publish_context import FEW, PublishContext
@@ -43,13 +43,14 @@ _UNHEARD_OF: Final = frozenset({errno.ENAMETOOLONG, errno.EILSEQ})
 @dataclass(slots=True, eq=False)
 class Staged:
     """A kept file: its place in the answer, what its bytes are staged as, and their inode. ``path`` is the
-    final name, once it has been chosen."""
+    final name, once it has been chosen, and ``moment`` when it got that, as far as it is known."""
 
     place: int
     file: BundledFile
     number: str
     inode: int
     path: str = ""
+    moment: Moment | None = None
 
 
 class Publication:
@@ -68,8 +69,6 @@ class Publication:
         self._turn = turn
         self._as_one = context.as_one
         self._results: dict[int, Receipt | TdxError] = {}
-        self._known: dict[int, KnownFile] = {}
-        """What can be remembered of those that are in place, by place."""
         self._unsynced: Unsynced = {}
         self._unsure: list[Staged] = []
         """In place, in directories that are yet to be synced."""
@@ -92,11 +91,7 @@ class Publication:
                 self._context.receipts.put_many(
                     [each for each in found if isinstance(each, Receipt)],
                     lifetime=LIFETIME,
-                    known=[
-                        each
-                        for place, each in self._known.items()
-                        if isinstance(self._results[place], Receipt)
-                    ],
+                    known=self._known(files),
                 )
         except (TdxError, OSError):
             if self._placed:
@@ -317,7 +312,7 @@ class Publication:
                     self._placed = self._placed or bool(placed)
                     for each in placed:
                         self._results[each.place] = receipts[each.place]
-                    self._remember(fd, above, placed, receipts)
+                    self._remember(fd, above, placed)
                     if few:
                         self._sync_directory(fd, placed)
                     else:
@@ -356,14 +351,25 @@ class Publication:
                     self._refuse(each, error)
         return ()
 
-    def _remember(self, fd: int, above: str, placed: Iterable[Staged], receipts: dict[int, Receipt]) -> None:
-        """So that they need not be read when their sender asks again. Without this they will be."""
-        with contextlib.suppress(OSError):
-            for each in placed:
-                found = self._system.stat(each.path[len(above) :], dir_fd=fd)
-                file = published(each.path, found, receipts[each.place].root)
-                if file is not None and found.st_ino == each.inode:
-                    self._known[each.place] = file
+    def _remember(self, fd: int, above: str, placed: Sequence[Staged]) -> None:
+        """When they got their names, so that they need not be read when their sender asks again."""
+        if placed:
+            with contextlib.suppress(OSError):
+                first = self._system.stat(placed[0].path[len(above) :], dir_fd=fd)
+                moment = moment_of(first, self._system.stat(placed[-1].path[len(above) :], dir_fd=fd))
+                for each in placed:
+                    each.moment = moment
+
+    def _known(self, files: Iterable[Staged]) -> Iterator[KnownFile]:
+        """What can be remembered of those that were published."""
+        for each in files:
+            receipt, file = self._results[each.place], each.file
+            if each.moment is not None and isinstance(receipt, Receipt):
+                known = published_at(
+                    each.moment, each.path, each.inode, file.size, file.mtime_ns, receipt.root
+                )
+                if known is not None:
+                    yield known
 
     def _sync_directory(self, fd: int, placed: Sequence[Staged]) -> None:
         try:

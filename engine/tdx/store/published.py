@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from tdx.errors import TdxError
-from tdx.store.known import KnownFile, stamp_of
+from tdx.store.known import KnownFile
 from tdx.store.paths import Tree
 from tdx.store.receipts import ArrivedFile, PublishedFile
 
@@ -38,6 +38,6 @@ def no_longer(tree: Tree, known: Iterable[KnownFile]) -> list[KnownFile]:
             found = tree.look(each.path)
         except TdxError:
             continue
-        if found is None or stamp_of(found) != each.stamp:
+        if found is None or not each.holds(found):
             changed.append(each)
     return changed

@@ -11,7 +11,7 @@ store folder. Safe between threads (one connection under a lock) and between pro
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,11 +22,11 @@ from tdx.store.known import KnownFile, Stamp
 MOST_PATHS: Final = 8
 """Earlier copies of one name that are compared with what is being pushed again."""
 
-_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_RECEIPT_VALUES: Final = 12
 _INSERT: Final = "INSERT OR IGNORE INTO receipts VALUES "
-_KNOWN_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?)"
+_KNOWN_VALUES: Final = 9
 _REMEMBER: Final = "INSERT OR REPLACE INTO roots VALUES "
-_KNOWN: Final = "SELECT path, inode, size, mtime_ns, ctime_ns, root, durable FROM roots WHERE store = ?"
+_KNOWN: Final = "SELECT path, inode, size, mtime_ns, ctime_ns, root, durable, span FROM roots WHERE store = ?"
 _SELECT: Final = """
 SELECT upload, owner, key, name, path, size, root, verified, outcome, published_at FROM receipts """
 _BY_UPLOAD: Final = _SELECT + "WHERE store = ? AND upload = ?"
@@ -92,12 +92,14 @@ class Receipts:
         self.put_many([receipt], lifetime=lifetime, known=[] if known is None else [known])
 
     def put_many(
-        self, receipts: Sequence[Receipt], *, lifetime: float, known: Sequence[KnownFile] = ()
+        self, receipts: Sequence[Receipt], *, lifetime: float, known: Iterable[KnownFile] = ()
     ) -> None:
         """The same for many at once, and :meth:`remember` in the same step: all of them, or none where this
         raises."""
-        rows = [
-            (
+        # Flat lists: with an object for each row, the collection of garbage costs as much as the rows do.
+        values: list[object] = []
+        for receipt in receipts:
+            values += (
                 self._store,
                 receipt.upload,
                 receipt.owner,
@@ -111,11 +113,10 @@ class Receipts:
                 receipt.published_at,
                 receipt.published_at + lifetime,
             )
-            for receipt in receipts
-        ]
+        learnt = self._values_of(known)
         with self._database.transaction() as cursor:
-            insert(cursor, _INSERT, _ROW, rows)
-            insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+            insert(cursor, _INSERT, values, _RECEIPT_VALUES)
+            insert(cursor, _REMEMBER, learnt, _KNOWN_VALUES)
 
     def get(self, upload: UploadId) -> Receipt | None:
         return self._one(_BY_UPLOAD, upload)
@@ -200,10 +201,13 @@ class Receipts:
     def remember(self, known: Sequence[KnownFile]) -> None:
         """Durably store what is known of these files, in place of what was."""
         with self._database.transaction() as cursor:
-            insert(cursor, _REMEMBER, _KNOWN_ROW, self._rows_of(known))
+            insert(cursor, _REMEMBER, self._values_of(known), _KNOWN_VALUES)
 
-    def _rows_of(self, known: Sequence[KnownFile]) -> list[tuple[object, ...]]:
-        return [(self._store, path, *stamp, root, int(durable)) for path, stamp, root, durable in known]
+    def _values_of(self, known: Iterable[KnownFile]) -> list[object]:
+        values: list[object] = []
+        for path, stamp, root, durable, span in known:
+            values += (self._store, path, *stamp, root, durable, span)
+        return values
 
     def known(self, paths: Sequence[str] | None = None) -> dict[str, KnownFile]:
         """What is remembered of the files at these paths, or of all; by path."""
@@ -255,5 +259,6 @@ class Receipts:
 
 
 def _take_known(cursor: sqlite3.Cursor, found: dict[str, KnownFile]) -> None:
-    for path, inode, size, mtime_ns, ctime_ns, root, durable in cursor.fetchall():
-        found[path] = KnownFile(path, Stamp(inode, size, mtime_ns, ctime_ns), root, bool(durable))
+    for path, inode, size, mtime_ns, ctime_ns, root, durable, span in cursor.fetchall():
+        stamp = Stamp(inode, size, mtime_ns, ctime_ns)
+        found[path] = KnownFile(path, stamp, root, bool(durable), span)

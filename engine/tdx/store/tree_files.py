@@ -153,7 +153,7 @@ class TreeFiles:
             return Verdict.ASK
         root: str | None
         known = self._known.get(path)
-        if known is not None and known.stamp == stamp_of(found) and _comparable(known.root, entry.root):
+        if known is not None and known.holds(found) and _comparable(known.root, entry.root):
             root, durable = known.root, known.durable
         else:
             root, durable = self._read(fd, leaf, path, found, entry.root), False

@@ -16,7 +16,7 @@ from tdx.proto.names import numbered
 from tdx.proto.tree import LinkEntry, Verdict
 from tdx.store.bundles import BundleFolder
 from tdx.store.changes import Changes
-from tdx.store.known import LINK, KnownFile, linked, stamp_of
+from tdx.store.known import LINK, KnownFile, linked
 from tdx.store.port import GoOn, Told
 from tdx.store.publish_context import PublishContext
 from tdx.store.rules import MOST_COPIES
@@ -81,7 +81,7 @@ class TreeLinks:
             if self._leads(fd, each, found, entry.target):
                 self._names.check_doubt(path)
                 row = known.get(path)
-                if row is None or (row.stamp, row.root) != (stamp_of(found), LINK):
+                if row is None or row.root != LINK or not row.holds(found):
                     # Whoever put it there may not have made it durable.
                     self._note(above, path, found)
                 return Told(Verdict.SAME, path)
