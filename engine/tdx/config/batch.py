@@ -67,9 +67,9 @@ _WILDCARD: Final = re.compile(r"([*?\[])")
 class BatchItem:
     """One item. ``sources`` are absolute patterns (see :mod:`tdx_cli.globs`), in which ``~``, environment
     variables and the file's folder stand for themselves alone. ``into`` is a folder at the peers, ``called``
-    the name of the only source there. ``optional``: no matter that nothing is there to push. ``timeout`` and
-    ``stall_timeout`` are in seconds; they and ``limit_rate`` are for each peer. Of ``exclude`` and ``include``
-    the last that matches counts, all of the latter after the former."""
+    the name of the only source there. ``optional``: no matter that nothing is there to push. Times are in
+    seconds; they and ``limit_rate`` are for each peer. Of ``exclude`` and ``include`` the last that matches
+    counts, all of the latter after the former."""
 
     name: str
     sources: tuple[str, ...]
