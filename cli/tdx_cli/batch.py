@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tdx_cli.options import config_option, state_option
+from tdx_cli.options import EVENTS, QUIET, config_option, state_option
 from tdx_cli.values import TIMEOUT
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ MACHINE_IDS: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 @click.option("--now", is_flag=True, help="Do not wait as jitter in FILE says.")
 @click.option("--parallel", type=click.IntRange(1, 64), metavar="N", help="How many items at once.")
 @click.option("--timeout", type=TIMEOUT, metavar="TIME", help="End the whole run after this long.")
-@click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
+@EVENTS
+@QUIET
 @config_option()
 @state_option("Where digests, this device's key, the trusted devices and the batch's lock are kept.")
 def command(

@@ -10,10 +10,10 @@ from tdx.errors import TdxError
 from tdx.model import shown
 from tdx.policy.exits import worst
 from tdx_cli.batch_plan import find, items_of
-from tdx_cli.batch_report import say_json, say_table
+from tdx_cli.batch_report import say_table
 from tdx_cli.batching import Job
 from tdx_cli.report import Failure
-from tdx_cli.text import say, size_of, warn
+from tdx_cli.text import say, say_json, size_of, warn
 
 HEADING = ("ITEM", "PEER", "FILES", "BYTES", "CONFLICT")
 

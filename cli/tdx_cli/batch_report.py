@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,13 +13,11 @@ from tdx.policy.exits import worst
 from tdx_cli.progress import REDRAW, TerminalReport
 from tdx_cli.push import UNABLE
 from tdx_cli.report import Ending, Failure, Overall, Report, Totals
-from tdx_cli.text import flush_said, say, size_of
+from tdx_cli.text import columns, flush_said, say, size_of
 
 HEADING: Final = ("ITEM", "PEER", "FILES", "SENT", "OUTCOME", "SECONDS")
 COUNTS: Final = ("files", "folders", "links", "refused", "sent_bytes", "resumed_bytes", "reused_bytes")
 STYLES: Final = {"failed": "red", "stopped": "yellow", "not begun": "yellow"}
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(slots=True)
@@ -98,11 +95,6 @@ def draws(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty() and os.environ.get("TERM", "") not in UNABLE
 
 
-def say_json(event: dict[str, object]) -> None:
-    """One event on standard output."""
-    say(_encode(event))
-
-
 def summary_of(name: str, parts: Sequence[Part], seconds: float, exit_code: int) -> dict[str, object]:
     """The last event of a batch."""
     whole = Totals()
@@ -133,13 +125,8 @@ def say_table(heading: Sequence[str], rows: Sequence[Sequence[str]], styles: Seq
     if draws(sys.stdout):
         _draw_table(heading, rows, styles)
         return
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    for row in (heading, *rows):
-        cells = [
-            text.rjust(width) if title in RIGHT else text.ljust(width)
-            for title, text, width in zip(heading, row, widths, strict=True)
-        ]
-        say("  ".join(cells).rstrip(), flush=False)
+    for line in columns([heading, *rows], RIGHT):
+        say(line, flush=False)
     flush_said()
 
 

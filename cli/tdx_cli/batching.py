@@ -18,12 +18,12 @@ from tdx.identity.settings import IdentitySettings
 from tdx.policy.bandwidth import RateSchedule
 from tdx.policy.exits import worst
 from tdx_cli.batch_plan import find, items_of
-from tdx_cli.batch_report import HEADING, STYLES, Live, Part, draws, say_json, say_table, summary_of
+from tdx_cli.batch_report import HEADING, STYLES, Live, Part, draws, say_table, summary_of
 from tdx_cli.main import unexpected
 from tdx_cli.pushing import Run, Wishes
 from tdx_cli.report import Failure, JsonReport, Report, Several
 from tdx_cli.stopping import limited, told_of_signals
-from tdx_cli.text import STDOUT, seconds_of, warn
+from tdx_cli.text import STDOUT, say_json, seconds_of, warn
 
 AWAY: Final = 60.0
 """Seconds for which a peer that could not be reached is not tried again by other items."""

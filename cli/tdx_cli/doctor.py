@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from tdx.model import shown
 from tdx_cli.options import JSON, complete_peer, config_option, state_option
-from tdx_cli.text import say, size_of
+from tdx_cli.text import say, say_json, size_of
 from tdx_cli.values import SIZE
 
 if TYPE_CHECKING:
@@ -46,7 +45,10 @@ def command(peer: str, as_json: bool, size: int, config: Path | None, state: Pat
 
     def report(step: Step) -> None:
         steps.append(step)
-        say(_json(step) if as_json else _line(step))
+        if as_json:
+            say_json(_document(step))
+        else:
+            say(_line(step))
 
     async def examine() -> int:
         doctor = Doctor(Peer.parse(peer), settings, kept, size, report, size_of)
@@ -56,30 +58,20 @@ def command(peer: str, as_json: bool, size: int, config: Path | None, state: Pat
     code = asyncio.run(examine())
     if as_json:
         first = next((step.name for step in steps if step.exit_code), None)
-        summary = {"event": "summary", "peer": peer, "failed": first, "exit_code": code}
-        say(json.dumps(summary, separators=(",", ":")))
+        say_json({"event": "summary", "peer": peer, "failed": first, "exit_code": code})
     return code
 
 
 async def _until_stopped(doctor: Doctor) -> int:
     """Run it; the first signal makes it take back what it has sent, the second ends the process."""
     import asyncio
-    import signal
 
-    from tdx.control.signals import StopSignals
     from tdx.errors import Interrupted
+    from tdx_cli.stopping import told_of_signals
 
-    loop, signals = asyncio.get_running_loop(), StopSignals()
     running = asyncio.create_task(doctor.run())
-
-    def on_signal(number: int, _frame: object) -> None:
-        if signals.is_first(number):
-            loop.call_soon_threadsafe(running.cancel)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not the loop's own handlers: those leave moments in which a signal kills outright.
-        signal.signal(number, on_signal)
-    await asyncio.wait([running])
+    with told_of_signals(lambda _: running.cancel()):
+        await asyncio.wait([running])
     if running.cancelled():
         raise Interrupted("interrupted")
     return running.result()
@@ -90,8 +82,8 @@ def _line(step: Step) -> str:
     return f"{step.state:6}  {step.name:10}  {shown(text)}"
 
 
-def _json(step: Step) -> str:
-    document = {
+def _document(step: Step) -> dict[str, object]:
+    return {
         "event": "step",
         "step": step.name,
         "state": step.state,
@@ -100,4 +92,3 @@ def _json(step: Step) -> str:
         "exit_code": step.exit_code,
         **step.facts,
     }
-    return json.dumps(document, separators=(",", ":"))

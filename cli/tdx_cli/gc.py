@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +9,7 @@ import click
 
 from tdx.model import shown
 from tdx_cli.options import JSON, state_option
-from tdx_cli.text import say, seconds_of, size_of
+from tdx_cli.text import say, say_json, seconds_of, size_of
 from tdx_cli.values import DURATION
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def command(folder: Path | None, older_than: float | None, as_json: bool, state:
                 "bytes": partial.staged_bytes,
                 "idle_seconds": round(idle),
             }
-            say(json.dumps(event, separators=(",", ":")))
+            say_json(event)
         else:
             say(
                 f"removed {shown(partial.spec.name)}: {size_of(partial.staged_bytes)}, "
@@ -74,7 +73,7 @@ def command(folder: Path | None, older_than: float | None, as_json: bool, state:
             )
     if as_json:
         summary = {"event": "summary", "uploads": len(removed), "bytes": freed, "digest_logs": logs}
-        say(json.dumps({**summary, "roots": roots}, separators=(",", ":")))
+        say_json({**summary, "roots": roots})
     else:
         say(
             f"{len(removed)} uploads ({size_of(freed)}), the digests of {logs} sources"

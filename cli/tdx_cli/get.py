@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from tdx_cli.inbox import CONFIG, DIR, STATE, places
+from tdx_cli.options import CONFLICT, EVENTS, QUIET
 from tdx_cli.values import TIMEOUT
-
-CONFLICTS = ("rename", "overwrite", "skip", "error")
 
 
 @click.command("get", short_help="Move on what has arrived.", no_args_is_help=False)
@@ -26,15 +25,9 @@ CONFLICTS = ("rename", "overwrite", "skip", "error")
 @click.option("--wait", is_flag=True, help="Wait until something, or each NAME, is there.")
 @click.option("--loop", is_flag=True, help="Go on for ever, moving what arrives.")
 @click.option("--timeout", type=TIMEOUT, metavar="TIME", help="End after this long.")
-@click.option(
-    "--conflict",
-    type=click.Choice(CONFLICTS),
-    default="rename",
-    show_default=True,
-    help="What to do where the name is taken.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
+@CONFLICT
+@EVENTS
+@QUIET
 @CONFIG
 @STATE
 def command(

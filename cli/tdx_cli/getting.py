@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -11,13 +10,13 @@ from types import FrameType
 from typing import Final
 
 from tdx.control.getting import Ended, GetOptions, Getting
-from tdx.control.signals import StopSignals
+from tdx.control.signals import SIGNALS, StopSignals
 from tdx.errors import Interrupted, TdxError, TimedOut
 from tdx.model import shown
 from tdx.policy.exits import worst
-from tdx_cli.text import flush_said, say, seconds_of, size_of, warn
+from tdx_cli.report import Failure
+from tdx_cli.text import flush_said, say, say_json, seconds_of, size_of, warn
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 WHOLE: Final = "every file is whole, where it was or where it was to go"
 
 
@@ -82,7 +81,7 @@ class Run:
             said = ended.error.message
             warn(said if said.startswith(path) else f"{path}: {said}")
         if self._as_json:
-            say(json.dumps(_event(ended), separators=(",", ":")))
+            say_json(_event(ended))
         elif ended.error is None and not self._quiet:
             say(_line(ended))
 
@@ -95,9 +94,7 @@ def _event(ended: Ended) -> dict[str, object]:
         "path": None if error is not None or ended.path is None else str(ended.path.absolute()),
         "size": ended.file.size,
         "root": ended.file.root,
-        "error": None
-        if error is None
-        else {"code": error.code, "message": error.message, "exit_code": error.exit_code},
+        "error": None if error is None else Failure.of(error).document(),
     }
 
 

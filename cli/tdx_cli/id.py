@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from tdx.model import shown
 from tdx_cli.options import ONE_JSON, state_option
-from tdx_cli.text import say
+from tdx_cli.text import say, say_json
 
 
 @click.command("id", short_help="Show the key of this device.")
@@ -40,7 +39,7 @@ def command(certificate: bool, as_json: bool, state: Path | None) -> None:
             "certificate": pem,
             "certificate_file": str(device.certificate_file),
         }
-        say(json.dumps(facts, separators=(",", ":")))
+        say_json(facts)
     else:
         say(f"key          {device.key}")
         say(f"certificate  {shown(str(device.certificate_file))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from tdx.model import shown
 from tdx_cli.options import JSON, config_option, state_option
-from tdx_cli.text import say, size_of, warn
+from tdx_cli.text import columns, say, say_json, size_of, warn
 
 if TYPE_CHECKING:
     from tdx.store.receipts import ArrivedFile
@@ -45,9 +44,10 @@ def command(folder: Path | None, as_json: bool, config: Path | None, state: Path
     files = list_inbox(folder, state)
     if as_json:
         for each in files:
-            say(json.dumps(_document(each), separators=(",", ":")), flush=False)
+            say_json(_document(each), flush=False)
     elif files:
-        _say_table([HEADING, *map(_row, files)])
+        for line in columns([HEADING, *map(_row, files)], {"SIZE"}):
+            say(line, flush=False)
     else:
         warn(f"nothing has arrived in {shown(str(folder))}, or all of it was moved on")
 
@@ -75,16 +75,6 @@ def _row(file: ArrivedFile) -> tuple[str, ...]:
         shown(owner if len(owner) <= SHOWN_OF_OWNER else owner[:SHOWN_OF_OWNER] + "…"),
         shown(file.path),
     )
-
-
-def _say_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            text.rjust(width) if heading == "SIZE" else text.ljust(width)
-            for text, width, heading in zip(row, widths, HEADING, strict=True)
-        ]
-        say("  ".join(cells).rstrip(), flush=False)
 
 
 def _document(file: ArrivedFile) -> dict[str, object]:

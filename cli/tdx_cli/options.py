@@ -15,6 +15,17 @@ F = TypeVar("F", bound="Callable[..., Any] | click.Command")
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 ONE_JSON: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+EVENTS: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line."
+)
+QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
+CONFLICT: Final = click.option(
+    "--conflict",
+    type=click.Choice(("rename", "overwrite", "skip", "error")),
+    default="rename",
+    show_default=True,
+    help="What to do where the name is taken.",
+)
 
 
 def config_option(text: str = "A TOML file that says how peers are known.") -> Callable[[F], F]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx_cli.options import JSON, state_option
-from tdx_cli.text import say
+from tdx_cli.text import say, say_json
 from tdx_cli.values import ADDRESS, TIMEOUT
 
 if TYPE_CHECKING:
@@ -83,9 +82,9 @@ def command(
     else:
         paired = _wait(tls, terms, listen, expires, as_json=as_json)
     if as_json:
-        from tdx_cli.trust import say_json
+        from tdx_cli.trust import say_device
 
-        say_json("paired", paired)
+        say_device("paired", paired)
     else:
         say(f"paired with {paired.name}, key {paired.key}")
 
@@ -104,7 +103,7 @@ def _wait(
                 "code": invitation.code,
                 "expires_seconds": expires,
             }
-            say(json.dumps(facts, separators=(",", ":")))
+            say_json(facts)
         else:
             for each in invitation.addresses:
                 say(f"pair with: tdx pair {each} {invitation.code}")

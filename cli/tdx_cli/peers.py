@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from tdx.model import shown
 from tdx_cli.options import JSON, config_option, state_option
-from tdx_cli.text import say, warn
+from tdx_cli.text import columns, say, say_json, warn
 from tdx_cli.values import TIMEOUT
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def command(as_json: bool, timeout: float, config: Path | None, state: Path | No
     seen = asyncio.run(list_peers(settings, state or load_state(config, os.environ), timeout, warn))
     if as_json:
         for each in seen:
-            say(json.dumps(_document(each), separators=(",", ":")))
+            say_json(_document(each))
     elif seen:
         _say_table([HEADING, *map(_row, seen)])
     else:
@@ -65,9 +64,7 @@ def _row(seen: Seen) -> tuple[str, ...]:
 def _say_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Columns as wide as they need to be. A terminal gets of each row what it has a line for."""
     most = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    for line in columns(rows):
         say(line if most is None or len(line) <= most else f"{line[: most - 1]}…")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tdx_cli.options import ONE_JSON, complete_peer, config_option
-from tdx_cli.text import say, size_of
+from tdx_cli.text import say, say_json, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +80,7 @@ def check(
     verdicts = policy.explain(identity)
     largest = None if grant is None else _largest(grant, found)
     if as_json:
-        say(json.dumps(_document(identity, verdicts, grant, largest), separators=(",", ":")))
+        say_json(_document(identity, verdicts, grant, largest))
     else:
         say(f"{identity}, by {'the built-in rules: there is no configuration' if config is None else config}")
         for verdict in verdicts:

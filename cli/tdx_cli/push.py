@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tdx_cli.options import complete_path_or_peer, config_option, state_option
+from tdx_cli.options import CONFLICT, EVENTS, QUIET, complete_path_or_peer, config_option, state_option
 from tdx_cli.values import SCHEDULE, TIMEOUT
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tdx_cli.report import Report
 
 LINKS = ("skip", "follow", "preserve")
-CONFLICTS = ("rename", "overwrite", "skip", "error")
 PUMPS = ("auto", "sendfile", "buffered")
 UNABLE = ("", "dumb", "unknown")
 """Terminals that cannot draw a line anew."""
@@ -62,13 +61,7 @@ class _InOrder(click.Command):
     help="Read patterns from a file like .gitignore.",
 )
 @click.option("--name", metavar="NAME", help="The name at the peer, instead of PATH's own.")
-@click.option(
-    "--conflict",
-    type=click.Choice(CONFLICTS),
-    default="rename",
-    show_default=True,
-    help="What to do where the name is taken.",
-)
+@CONFLICT
 @click.option(
     "--whole", is_flag=True, help="Send all of a file that overwrites another, not what has changed."
 )
@@ -102,9 +95,9 @@ class _InOrder(click.Command):
     help="Have the whole file verified by this digest as well.",
 )
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
-@click.option("--json", "as_json", is_flag=True, help="Events on standard output, one JSON object a line.")
+@EVENTS
 @click.option("-v", "--verbose", is_flag=True, help="A line also for what is there already.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing but errors.")
+@QUIET
 @config_option()
 @state_option("Where digests, this device's key and the trusted devices are kept.")
 @click.pass_context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tdx.errors import TdxError
 from tdx.model import shown
 from tdx.policy.exits import worst
-from tdx_cli.text import flush_said, rate_of, say, seconds_of, size_of
+from tdx_cli.text import flush_said, rate_of, say, say_json, seconds_of, size_of
 
 if TYPE_CHECKING:
     from tdx.control.items import Item, PartEnded
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
 OUTCOMES: Final = {"published": "done", "identical": "identical", "skipped": "skipped"}
 """How an outcome of the engine is called in events."""
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a file was not pushed: the ``error`` of an event."""
+    """Why a file was not pushed, or moved: the ``error`` of an event."""
 
     code: str
     message: str
@@ -237,8 +234,7 @@ class JsonReport(Report):
         self.flush()
 
     def _say(self, event: dict[str, object]) -> None:
-        # ASCII only: a name that is no valid Unicode must not end the push.
-        say(_encode({**event, **self._also}), flush=False)
+        say_json({**event, **self._also}, flush=False)
 
 
 class TextReport(Report):

@@ -1,4 +1,4 @@
-"""One handler of signals, and time limits, for all that a process pushes."""
+"""One handler of signals, and time limits, for all that a process does."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import contextlib
 import signal
 from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Final
 
-from tdx.control.signals import StopSignals
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+from tdx.control.signals import SIGNALS, StopSignals
 
 
 @contextlib.contextmanager
-def told_of_signals(tell: Callable[[str], None]) -> Generator[None]:
+def told_of_signals(tell: Callable[[str], object]) -> Generator[None]:
     """Inside, the first SIGINT or SIGTERM has ``tell(its name)`` called in the running loop, and a second
     one ends the process. Afterwards none has an effect: nothing is left to stop, and the exit code tells
     what happened, not a late signal."""

@@ -1,14 +1,19 @@
-"""What people read: sizes, durations, and lines on the two outputs."""
+"""What commands print: lines, JSON objects and tables on the two outputs, sizes and durations in them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 STDOUT: Final = "standard output"
 """What the filename of an OSError is that comes from writing there."""
+
+# ASCII only: a name that is no valid Unicode must not end the command.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 _STEPS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -21,6 +26,27 @@ def say(line: str, *, flush: bool = True) -> None:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, STDOUT) from error
+
+
+def say_json(document: Mapping[str, object], *, flush: bool = True) -> None:
+    """One JSON object, as :func:`say`."""
+    say(_encode(document), flush=flush)
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
+    """The lines of a table, each column as wide as it needs to be. The first row is the heading; ``right``
+    are the titles of columns that end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_cells(row, rows[0], widths, right)).rstrip() for row in rows]
+
+
+def _cells(
+    row: Sequence[str], heading: Sequence[str], widths: Sequence[int], right: Collection[str]
+) -> list[str]:
+    return [
+        text.rjust(width) if title in right else text.ljust(width)
+        for title, text, width in zip(heading, row, widths, strict=True)
+    ]
 
 
 def flush_said() -> None:

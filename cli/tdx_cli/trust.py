@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -10,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from tdx_cli.options import JSON, complete_peer, state_option
-from tdx_cli.text import say, warn
+from tdx_cli.text import say, say_json, warn
 from tdx_cli.values import Parsed
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def show(as_json: bool, state: Path | None) -> None:
     entries = _store(state).entries()
     if as_json:
         for each in entries:
-            say_json("trusted", each)
+            say_device("trusted", each)
         return
     if not entries:
         warn("no device is trusted here; introduce two machines with `tdx pair`")
@@ -78,7 +77,7 @@ def add(
     trusted = Trusted(name, key_of(der), der, addresses, time.time())
     _store(state).add(trusted)
     if as_json:
-        say_json("added", trusted)
+        say_device("added", trusted)
     else:
         say(f"trusted: {trusted.name}, key {trusted.key}")
 
@@ -91,12 +90,12 @@ def remove(name: str, as_json: bool, state: Path | None) -> None:
     """Trust the device with this name or key no longer. What it is sending just now is cut off."""
     removed = _store(state).remove(name)
     if as_json:
-        say_json("removed", removed)
+        say_device("removed", removed)
     else:
         say(f"removed: {removed.name}, key {removed.key}")
 
 
-def say_json(event: str, trusted: Trusted) -> None:
+def say_device(event: str, trusted: Trusted) -> None:
     """A device as an event."""
     facts = {
         "event": event,
@@ -105,7 +104,7 @@ def say_json(event: str, trusted: Trusted) -> None:
         "addresses": trusted.addresses,
         "added": trusted.added,
     }
-    say(json.dumps(facts, separators=(",", ":")))
+    say_json(facts)
 
 
 def _store(state: Path | None) -> TrustStore:

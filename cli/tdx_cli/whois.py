@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 
 from tdx.model import shown
 from tdx_cli.options import JSON, complete_peer, config_option, state_option
-from tdx_cli.text import say
+from tdx_cli.text import say, say_json
 
 if TYPE_CHECKING:
     from tdx.control.whois import Known
@@ -37,7 +36,7 @@ def command(address: str, as_json: bool, config: Path | None, state: Path | None
     found = whois(address, settings, state or load_state(config, os.environ))
     for number, each in enumerate(found):
         if as_json:
-            say(json.dumps(_document(each), separators=(",", ":")))
+            say_json(_document(each))
             continue
         if number:
             say("")

@@ -11,8 +11,9 @@ import pytest
 from support.batches import make_source, write_batch
 from support.commands import RunningReceiver, Tdx
 from tdx.errors import Interrupted, SourceError
-from tdx_cli.batch_report import HEADING, Live, Part, say_json, say_table, summary_of
+from tdx_cli.batch_report import HEADING, Live, Part, say_table, summary_of
 from tdx_cli.report import Ending, Failure, Overall
+from tdx_cli.text import say_json
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*3[0-7]m")
 

@@ -36,7 +36,7 @@ def test_scripts_get_events_and_a_summary(tdx: Tdx, receiver: RunningReceiver) -
     assert by_name["permission"]["you"]["owner"] == f"local:{os.getuid()}"
     assert by_name["permission"]["grant"]["rule"] == "yourself"
     assert by_name["throughput"]["bytes"] == 1 << 20
-    assert set(by_name["throughput"]["ours"]) == {"read", "hash", "send", "receive", "write", "sync"}
+    assert set(by_name["throughput"]["ours"]) == {"read", "hash", "send", "receive", "write", "sync", "limit"}
     assert summary == {"event": "summary", "peer": receiver.address, "failed": None, "exit_code": 0}
 
 

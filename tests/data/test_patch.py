@@ -19,8 +19,8 @@ from tdx.data.port import Cancel, ReceiveHooks
 from tdx.errors import ConnectionLost, ProtocolError, SourceChanged, SourceError
 from tdx.integrity import digest_of
 from tdx.model import Span
-from tdx.proto import base as wire
-from tdx.proto.base import Listed
+from tdx.proto import patch as wire
+from tdx.proto.patch import Listed
 
 EXTENT = 4 << 20
 NEW = pattern(3 * EXTENT + 1000)

@@ -12,8 +12,8 @@ from tdx.control.hello import Hello
 from tdx.control.items import Folder
 from tdx.control.progress import receipt_of
 from tdx.control.push_bundle import _outcome_of
-from tdx.control.push_tree import _PART_VERDICTS, FileState, _verdict
 from tdx.control.sending import OpenUpload, add_their_stages
+from tdx.control.tree_requests import _PART_VERDICTS, FileState, _verdict
 from tdx.data.entries import SmallFile
 from tdx.errors import ExtentsDiffer, OffsetMismatch, ProtocolError, TdxError
 from tdx.integrity import MIN_EXTENT, Root, digest_of

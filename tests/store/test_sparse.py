@@ -120,7 +120,7 @@ def test_whatever_the_pattern_what_is_read_is_the_same(kinds: list[int], more: i
         assert blocks(path) - (sum(kinds) + bool(more)) in (0, 1)
 
 
-@pytest.mark.parametrize("call", ["fstat", "seek_data", "seek_hole", "preadv", "punch_hole"])
+@pytest.mark.parametrize("call", ["fstat", "next_data", "next_hole", "preadv", "punch_hole"])
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EIO, errno.ENOSPC])
 def test_whatever_fails_the_file_stays_as_it_was(tmp_path: Path, call: str, code: int) -> None:
     path, system = tmp_path / "f", FaultySystem()
@@ -132,7 +132,7 @@ def test_whatever_fails_the_file_stays_as_it_was(tmp_path: Path, call: str, code
 
 def test_a_filesystem_that_contradicts_itself_ends_it(tmp_path: Path) -> None:
     class Confused(FaultySystem):
-        def seek_hole(self, fd: int, offset: int) -> int:
+        def next_hole(self, fd: int, offset: int) -> int:
             return offset
 
     path = tmp_path / "f"
@@ -143,7 +143,7 @@ def test_a_filesystem_that_contradicts_itself_ends_it(tmp_path: Path) -> None:
 
 def test_a_file_that_is_shorter_than_was_said_ends_it(tmp_path: Path) -> None:
     class Lying(FaultySystem):
-        def seek_hole(self, fd: int, offset: int) -> int:
+        def next_hole(self, fd: int, offset: int) -> int:
             return 1 << 20
 
         def fstat(self, fd: int) -> os.stat_result:

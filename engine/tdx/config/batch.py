@@ -68,8 +68,8 @@ class BatchItem:
     """One item. ``sources`` are absolute patterns (see :mod:`tdx_cli.globs`), in which ``~``, environment
     variables and the file's folder stand for themselves alone. ``into`` is a folder at the peers, ``called``
     the name of the only source there. ``optional``: no matter that nothing is there to push. Times are in
-    seconds, ``limit_rate`` in bytes per second, both for each peer. Of ``exclude`` and ``include`` the last
-    that matches counts, all of the latter after the former."""
+    seconds; they and ``limit_rate`` are for each peer. Of ``exclude`` and ``include`` the last that matches
+    counts, all of the latter after the former."""
 
     name: str
     sources: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tdx.control.hashing import Hashed, hash_all
 from tdx.control.items import Folder, Found, Item, LeftOut, Link, Part, PartEnded
 from tdx.control.progress import PushResult, Tally
-from tdx.control.push_tree import MAX_TIME, Entry, FileState, NoTrees, TreeRequests, Verdict
+from tdx.control.tree_requests import MAX_TIME, Entry, FileState, NoTrees, TreeRequests, Verdict
 from tdx.errors import TdxError, UnknownPeer, Unreachable
 from tdx.model import Outcome
 from tdx.proto.tree import MAX_ENTRIES

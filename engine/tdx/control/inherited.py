@@ -17,7 +17,7 @@ VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDI
 
 def take_inherited(env: MutableMapping[str, str], pid: int, first: int = FIRST) -> list[socket.socket]:
     """The sockets that ``env`` says were passed to the process ``pid``, in their order: listening ones of
-    TCP, not blocking, closed on exec. None where it says nothing, or speaks of another process. The
+    TCP, not blocking, closed on exec; none where it says nothing, or speaks of another process. The
     variables are removed in every case: what this process starts must not take them for its own.
 
     To be called once, before anything else opens descriptors. ConfigError for what cannot be used.

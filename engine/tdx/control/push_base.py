@@ -19,7 +19,7 @@ from tdx.errors import ProtocolError, TdxError
 from tdx.integrity import BLOCK, cut, extent_span, extents_of
 from tdx.model import Span, Stages
 from tdx.policy.retry import Retrier
-from tdx.proto import base as wire
+from tdx.proto import patch as wire
 from tdx.proto.fields import ContentRange, format_content_range
 from tdx.ranges import RangeSet
 

@@ -18,9 +18,9 @@ from tdx.errors import ProtocolError, TdxError
 from tdx.integrity import BUFFER_FOR_HASHING, block_digests, extent_span
 from tdx.metrics import Metrics
 from tdx.model import Conflict, FileName, Span, UploadSpec
-from tdx.proto import base as wire
 from tdx.proto import fields
-from tdx.proto.base import Listed
+from tdx.proto import patch as wire
+from tdx.proto.patch import Listed
 from tdx.store.port import Base, Piece, Store, Upload
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from tdx.control import base, bundles, files, resumable, trees, uploads
+from tdx.control import bundles, files, patches, resumable, trees, uploads
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.errors import MethodNotAllowed, NotFound
@@ -61,9 +61,9 @@ _UPLOADS: Final = {
 }
 _STEPS: Final = {
     "commit": {"POST": uploads.commit},
-    "base": {"POST": base.take},
-    "blocks": {"POST": base.blocks},
-    "patch": {"POST": base.patch},
+    "base": {"POST": patches.take},
+    "blocks": {"POST": patches.blocks},
+    "patch": {"POST": patches.patch},
 }
 """What is below an upload."""
 _ANY: Final = {*_HELLO, *_BUNDLES, *_FILES, *_UPLOADS}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Final
 
 from tdx.errors import Interrupted
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 ECHO: Final = 0.5
 """For so many seconds the same signal again is the first one still: ``timeout`` of the GNU core

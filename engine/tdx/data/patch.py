@@ -1,4 +1,4 @@
-"""The two ends of a patch: runs of bytes out of a file, and into one (the format is tdx.proto.base's)."""
+"""The two ends of a patch: runs of bytes out of a file, and into one (the format is tdx.proto.patch's)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tdx.data.port import Body, Cancel, ReceiveHooks, SendHooks, Sink
 from tdx.data.send import send_buffer
 from tdx.errors import ProtocolError, SourceChanged, SourceError
 from tdx.model import Span, Stages
-from tdx.proto.base import (
+from tdx.proto.patch import (
     COUNT,
     LISTED_SIZE,
     MAX_LISTED,

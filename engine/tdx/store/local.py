@@ -18,7 +18,7 @@ from pathlib import Path
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy, disk_failure
 from tdx.model import RESERVE, Conflict, FileName, Owner, Receipt, UploadId, UploadSpec
 from tdx.proto.tree import Entry
-from tdx.store.base import LocalBase
+from tdx.store.base_file import LocalBase
 from tdx.store.bundle import LocalBundle
 from tdx.store.bundles import UNFINISHED_AGE, Bundles
 from tdx.store.datafile import DataFile, Disk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Generator
 from typing import Final
 
 from tdx.integrity import MIB, new_hasher
@@ -28,6 +30,20 @@ def read_full(system: System, fd: int, view: memoryview, offset: int) -> int:
             break
         done += count
     return done
+
+
+def data_in(system: System, fd: int, span: Span) -> Generator[Span]:
+    """The stretches of ``span`` that are no holes, ascending. OSError, also after some of them, where the
+    filesystem does not tell, or contradicts itself."""
+    at = span.start
+    while at < span.end:
+        start = system.next_data(fd, at)
+        if start is None or start >= span.end:
+            return
+        at = system.next_hole(fd, start)
+        if at <= start:
+            raise OSError(errno.EIO, "data and a hole begin at the same place")
+        yield Span(start, min(at, span.end))
 
 
 def digest_of_span(system: System, fd: int, span: Span, buffer: memoryview) -> bytes | None:

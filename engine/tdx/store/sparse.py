@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Generator
 from typing import Final
 
-from tdx.store.reading import BUFFER, read_full
+from tdx.model import Span
+from tdx.store.reading import BUFFER, data_in, read_full
 from tdx.store.syscalls import System
 
 BLOCK: Final = 4096
@@ -25,26 +25,13 @@ def punch_zeros(system: System, fd: int) -> None:
     """
     with contextlib.suppress(OSError):
         size = system.fstat(fd).st_size
-        for start, end in _data(system, fd, size):
-            for first, last in _runs_of_zeros(system, fd, start, end):
-                _punch(system, fd, first, last - first)
-
-
-def _data(system: System, fd: int, size: int) -> Generator[tuple[int, int]]:
-    """The stretches that are no holes, as far as they are whole blocks. OSError."""
-    at = 0
-    while at < size:
-        try:
-            start = system.seek_data(fd, at)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        if (at := system.seek_hole(fd, start)) <= start:
-            return  # a filesystem that contradicts itself
-        first, last = -(-start // BLOCK) * BLOCK, min(at, size) // BLOCK * BLOCK
-        if first < last:
-            yield first, last
+        if size < BLOCK:
+            return
+        for data in data_in(system, fd, Span(0, size)):
+            start, end = -(-data.start // BLOCK) * BLOCK, data.end // BLOCK * BLOCK
+            if start < end:
+                for first, last in _runs_of_zeros(system, fd, start, end):
+                    _punch(system, fd, first, last - first)
 
 
 def _runs_of_zeros(system: System, fd: int, start: int, end: int) -> Generator[tuple[int, int]]:

@@ -221,9 +221,6 @@ class System:
     def preadv(self, fd: int, view: memoryview, offset: int) -> int:
         return os.preadv(fd, [view], offset)
 
-    def seek(self, fd: int, offset: int, whence: int) -> int:
-        return os.lseek(fd, offset, whence)
-
     def clone_range(self, source: int, target: int, offset: int, length: int) -> None:
         """Have ``target`` share the blocks of ``source`` there (ioctl_ficlonerange(2))."""
         fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, offset, length, offset))
@@ -233,14 +230,18 @@ class System:
         return os.copy_file_range(source, target, count, offset, offset)
 
     def next_data(self, fd: int, offset: int) -> int | None:
-        """Where the next bytes that are no hole begin; None where there are none any more. OSError where
-        the filesystem does not tell."""
+        """Where data begin at ``offset`` or after it; None where none do. Moves the descriptor's offset, as
+        :meth:`next_hole` does. OSError where the filesystem does not tell."""
         try:
             return os.lseek(fd, offset, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return None
             raise
+
+    def next_hole(self, fd: int, offset: int) -> int:
+        """Where a hole begins at ``offset`` or after it; the end of the file counts as one."""
+        return os.lseek(fd, offset, os.SEEK_HOLE)
 
     def ftruncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
@@ -251,14 +252,6 @@ class System:
     def punch_hole(self, fd: int, offset: int, length: int) -> None:
         """fallocate(PUNCH_HOLE): these bytes become zeros that take no room."""
         _call(_fallocate, fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
-
-    def seek_data(self, fd: int, offset: int) -> int:
-        """Where data begin at ``offset`` or after it; ENXIO where none do. Moves the descriptor's offset."""
-        return os.lseek(fd, offset, os.SEEK_DATA)
-
-    def seek_hole(self, fd: int, offset: int) -> int:
-        """Where a hole begins at ``offset`` or after it; the end of the file counts as one."""
-        return os.lseek(fd, offset, os.SEEK_HOLE)
 
     def fchmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)

@@ -18,7 +18,7 @@ from typing import Final
 from tdx.errors import NotFound, ProtocolError, StorageError, TdxError, disk_failure
 from tdx.model import Outcome, Receipt, Span, UploadId, UploadSpec
 from tdx.ranges import RangeSet
-from tdx.store.base import LocalBase, copy_from
+from tdx.store.base_file import LocalBase, copy_from
 from tdx.store.datafile import DataFile
 from tdx.store.final_names import DirectoryNotDurable
 from tdx.store.folders import Folder

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tdx.errors import ProtocolError
 from tdx.integrity import BLOCK, block_digests, digest_of, extent_span
 from tdx.model import Span
-from tdx.proto import base as wire
+from tdx.proto import patch as wire
 
 EXTENT = 8 * BLOCK
 LENGTH = 5 * EXTENT + 3 * BLOCK + 17

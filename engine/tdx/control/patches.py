@@ -14,9 +14,9 @@ from tdx.data.port import ReceiveHooks
 from tdx.errors import LengthRequired, ProtocolError, RangeNotSatisfiable
 from tdx.integrity import extents_of
 from tdx.model import Conflict, Span, UploadId, UploadSpec
-from tdx.proto import base as wire
 from tdx.proto import fields
-from tdx.proto.base import Listed
+from tdx.proto import patch as wire
+from tdx.proto.patch import Listed
 from tdx.ranges import RangeSet
 
 

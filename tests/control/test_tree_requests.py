@@ -23,7 +23,7 @@ from support.judging import (
 )
 from support.runs import push_many
 from support.stub_receiver import Request, answer_of, receipt, refusal, stub_receiver
-from tdx.control import compare, push_tree
+from tdx.control import compare, tree_requests
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
 
@@ -57,7 +57,7 @@ class TestAsking:
     def test_a_time_that_does_not_fit_costs_its_own_file_the_comparison(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(push_tree, "MAX_TIME", 10**18)
+        monkeypatch.setattr(tree_requests, "MAX_TIME", 10**18)
         monkeypatch.setattr(compare, "MAX_TIME", 10**18)
         for path in top.rglob("*"):
             os.utime(path, ns=(0, 10**18), follow_symlinks=False)
@@ -77,7 +77,7 @@ class TestAsking:
     def test_more_entries_than_one_request_takes_are_several(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(push_tree, "MAX_ENTRIES", 3)
+        monkeypatch.setattr(tree_requests, "MAX_ENTRIES", 3)
         seen, requests = run(top, tmp_path / "own", nothing_there)
         assert all(len(tree) <= 3 for tree in trees(requests))
         assert outcomes(seen) == dict.fromkeys(NAMES, "published")
@@ -85,7 +85,7 @@ class TestAsking:
     def test_a_body_that_would_be_too_large_is_cut(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(push_tree, "MAX_BODY", 120)
+        monkeypatch.setattr(tree_requests, "MAX_BODY", 120)
         seen, requests = run(top, tmp_path / "own", nothing_there)
         asked = [request for request in requests if request.tree]
         assert all(len(request.body) <= 120 or len(request.tree or []) == 1 for request in asked)

@@ -7,7 +7,6 @@ where it was put, so none of that does harm.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -16,7 +15,7 @@ from tdx.integrity import MIB
 from tdx.model import Span
 from tdx.store.datafile import write_full
 from tdx.store.paths import Tree
-from tdx.store.reading import new_buffer, read_full
+from tdx.store.reading import data_in, new_buffer, read_full
 from tdx.store.syscalls import NO_SPACE, System
 
 COPY_MOST: Final = 8 * MIB
@@ -64,16 +63,11 @@ class LocalBase:
         """What of ``span`` is no hole: all of it where the filesystem cannot tell."""
         at = span.start
         try:
-            while at < span.end:
-                start = self._system.seek(self.fd, at, os.SEEK_DATA)
-                if start >= span.end:
-                    return
-                end = min(self._system.seek(self.fd, start, os.SEEK_HOLE), span.end)
-                yield Span(start, end)
-                at = end
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # which says that no data follow
-                yield Span(at, span.end)
+            for data in data_in(self._system, self.fd, span):
+                yield data
+                at = data.end
+        except OSError:
+            yield Span(at, span.end)
 
 
 def copy_from(

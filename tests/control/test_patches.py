@@ -14,7 +14,7 @@ from support.wire import Answer, head
 from tdx.integrity import BLOCK, MIN_EXTENT, block_digests, digest_of
 from tdx.model import Span
 from tdx.policy.rules import Policy, Rule
-from tdx.proto import base as wire
+from tdx.proto import patch as wire
 
 EXTENT = MIN_EXTENT
 OLD = pattern(3 * EXTENT + 1000)
