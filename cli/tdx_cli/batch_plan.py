@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tdx.control.walk import Links
 
 EVERYTHING: Final = "/**/*"
+NOT_RECURSIVE: Final = "say recursive = true, or name what it holds with a wildcard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,12 @@ def items_of(item: BatchItem, found: Sequence[Named | Item | LeftOut]) -> Iterat
     for each in found:
         if isinstance(each, Named):
             yield from plan(
-                [each.path], name=each.name, recursive=item.recursive, links=links, patterns=patterns
+                [each.path],
+                name=each.name,
+                recursive=item.recursive,
+                links=links,
+                patterns=patterns,
+                advice=NOT_RECURSIVE,
             )
         else:
             yield each

@@ -58,10 +58,12 @@ def plan(
     recursive: bool,
     links: Links | None = None,
     patterns: Patterns | None = None,
+    advice: str = "push it with -r",
 ) -> Iterator[Found]:
     """What to push, in order. A file goes by its own name, what a folder holds by its
     path from the folder's name on; ``name`` stands in for the first part. ``links`` and ``patterns``
-    are as :func:`tdx.control.walk.walk` has them, and say nothing of the paths themselves."""
+    are as :func:`tdx.control.walk.walk` has them, and say nothing of the paths themselves. ``advice`` is what
+    to do about a folder that is not looked into."""
     for path in paths:
         top = name_of(path) if name is None else name
         if path == STDIN and sys.stdin is None:
@@ -75,7 +77,7 @@ def plan(
 
             yield from walk(path, top, links=links or Links.SKIP, patterns=patterns)
         else:
-            yield Item(path, top, error=UsageError(f"{shown(path)}: is a directory; push it with -r"))
+            yield Item(path, top, error=UsageError(f"{shown(path)}: is a directory; {advice}"))
 
 
 def _file(path: str, name: str) -> Item:

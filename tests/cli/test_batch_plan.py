@@ -93,6 +93,8 @@ def test_a_folder_that_is_named_outright_needs_recursive(tree: Path) -> None:
     (found,) = items_of(item(tree, "photos"), find(item(tree, "photos")))
     assert isinstance(found, Item)
     assert isinstance(found.error, UsageError)
+    # What to do is said in the words of the batch, which has no -r.
+    assert found.error.message.startswith(f"{tree}/photos: is a directory; say recursive = true")
 
 
 def test_a_folder_that_a_wildcard_happens_to_match_is_left_out(tree: Path) -> None:

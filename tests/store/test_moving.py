@@ -421,6 +421,29 @@ class TestLeftovers:
         apart.get()
         assert leftovers_in(apart.dest) == []
 
+    def test_so_is_what_another_run_left_of_a_file_since_its_folder_was_looked_at(self, apart: Scene) -> None:
+        for name in ("a", "b"):
+            apart.arrive(name, BIG)
+
+        def before(name: str, arguments: tuple[Any, ...]) -> None:
+            if name in {"utime", "unlink"}:  # with the copy made; nothing is tidied up any more
+                raise Stopped
+
+        with apart.mover() as (inbox, mover):
+            first, second = inbox.files()
+            mover.move(first)
+            system = apart.kind()
+            killed = apart.inbox(system)
+            system.before = before
+            with contextlib.suppress(Stopped):
+                Mover(killed, apart.dest, Conflict.RENAME).move(second)
+            system.die()
+            killed._receipts.close()
+            assert len(leftovers_in(apart.dest)) == 1
+            mover.move(second)
+            mover.settle()
+        assert (files_in(apart.dest), leftovers_in(apart.dest)) == ({"a": BIG, "b": BIG}, [])
+
     def test_what_another_run_is_writing_is_left_alone(self, apart: Scene) -> None:
         apart.arrive("f", BIG)
         with (apart.dest / self.NAME).open("wb") as file:

@@ -13,13 +13,15 @@ from typing import Final
 
 from tdx.errors import SourceChanged, StorageError, disk_failure
 from tdx.integrity import Root, new_hasher
+from tdx.model import UploadId
 from tdx.store.reading import new_buffer, read_full
 from tdx.store.syscalls import System
 
 PREFIX: Final = ".tdx-get-"
 """What names of unfinished copies begin with."""
 
-_NAME: Final = re.compile(re.escape(PREFIX) + "[0-9a-f]{16}")
+_DIGITS: Final = 16
+_NAME: Final = re.compile(re.escape(PREFIX) + f"[0-9a-f]{{{_DIGITS}}}")
 _TRIES: Final = 100
 
 _WRITE: Final = 512 << 10
@@ -34,16 +36,23 @@ class Copy:
     as this process lives, so that it is nobody else's. :meth:`close` removes it unless it has been
     ``named``."""
 
-    def __init__(self, system: System, folder: int) -> None:
-        """OSError."""
+    def __init__(self, system: System, folder: int, upload: UploadId) -> None:
+        """Of the file that ``upload`` brought. OSError."""
         self._system = system
         self._folder = folder
         self.named = False
+        # Whoever moves this file after a run that was killed comes across the copy which that one left.
+        self.name = PREFIX + upload[-_DIGITS:]
         for _ in range(_TRIES):
-            self.name = PREFIX + secrets.token_hex(8)
-            self.fd = system.open(
-                self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder
-            )
+            try:
+                self.fd = system.open(
+                    self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder
+                )
+            except FileExistsError:
+                with contextlib.suppress(OSError):
+                    _remove(system, folder, self.name)
+                self.name = PREFIX + secrets.token_hex(_DIGITS // 2)
+                continue
             try:
                 # Before it was locked it may have been taken for what a killed run left.
                 system.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

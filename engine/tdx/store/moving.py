@@ -269,7 +269,7 @@ class Mover:
         room = system.fstatvfs(fd)
         if room.f_bavail * room.f_frsize < found.st_blocks * 512:
             raise disk_failure(file.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), _WHOSE)
-        copy = Copy(system, fd)
+        copy = Copy(system, fd, file.upload)
         try:
             size = extent_size_for(file.size) if root is None else root.extent_size
             copied = copy.fill(content, file.size, size, self._check)
