@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from tdx.config.batch import LINKS
 from tdx.control.items import Found, Item, LeftOut
 from tdx.errors import SourceError, UsageError
 from tdx.model import shown
@@ -19,7 +18,6 @@ from tdx_cli.plan import name_of, plan
 if TYPE_CHECKING:
     from tdx.config.batch import BatchItem
     from tdx.control.patterns import Patterns
-    from tdx.control.walk import Links
 
 EVERYTHING: Final = "/**/*"
 NOT_RECURSIVE: Final = "say recursive = true, or name what it holds with a wildcard"
@@ -59,18 +57,13 @@ def find(item: BatchItem) -> list[Named | Item | LeftOut]:
 def items_of(item: BatchItem, found: Sequence[Named | Item | LeftOut]) -> Iterator[Found]:
     """What to push of what :func:`find` found, in its order."""
     patterns = patterns_of(item)
-    links: Links | None = None
-    if item.links != LINKS[0]:
-        from tdx.control.walk import Links
-
-        links = Links(item.links)
     for each in found:
         if isinstance(each, Named):
             yield from plan(
                 [each.path],
                 name=each.name,
                 recursive=item.recursive,
-                links=links,
+                links=item.links,
                 patterns=patterns,
                 advice=NOT_RECURSIVE,
             )

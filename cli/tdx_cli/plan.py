@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from tdx.control.items import STDIN, Found, Item
 from tdx.errors import SourceError, UsageError
-from tdx.model import shown
+from tdx.model import Links, shown
 
 if TYPE_CHECKING:
     from tdx.control.patterns import Patterns
-    from tdx.control.walk import Links
 
 
 def check(paths: Sequence[str], *, name: str | None, resume: bool, digest: str | None = None) -> None:
@@ -56,7 +55,7 @@ def plan(
     *,
     name: str | None,
     recursive: bool,
-    links: Links | None = None,
+    links: Links = Links.SKIP,
     patterns: Patterns | None = None,
     advice: str = "push it with -r",
 ) -> Iterator[Found]:
@@ -73,9 +72,9 @@ def plan(
         elif not os.path.isdir(path):  # noqa: PTH112
             yield _file(path, top)
         elif recursive:
-            from tdx.control.walk import Links, walk
+            from tdx.control.walk import walk
 
-            yield from walk(path, top, links=links or Links.SKIP, patterns=patterns)
+            yield from walk(path, top, links=links, patterns=patterns)
         else:
             yield Item(path, top, error=UsageError(f"{shown(path)}: is a directory; {advice}"))
 

@@ -13,7 +13,6 @@ from tdx_cli.values import SCHEDULE, TIMEOUT
 
 if TYPE_CHECKING:
     from tdx.control.patterns import Patterns
-    from tdx.control.walk import Links
     from tdx.policy.bandwidth import RateSchedule
     from tdx_cli.report import Report
 
@@ -148,7 +147,7 @@ def command(
     from tdx.config import load_identity, load_limit_rate, load_state
     from tdx.control.resolve import Peer
     from tdx.control.sender import SenderOptions
-    from tdx.model import Conflict
+    from tdx.model import Conflict, Links
     from tdx_cli.deadline import Deadline
     from tdx_cli.pushing import Run, Wishes
 
@@ -178,20 +177,11 @@ def command(
     report = _report(str(peer), as_json=as_json, quiet=quiet, several=several, verbose=verbose)
     given = {"exclude": exclude, "include": include, "exclude_from": exclude_from}
     patterns = _patterns(context.meta[ORDER], given)
-    items = plan.plan(paths, name=name, recursive=recursive, links=_links(links), patterns=patterns)
+    items = plan.plan(paths, name=name, recursive=recursive, links=Links(links), patterns=patterns)
     with Deadline(timeout) as deadline, asyncio.Runner() as runner:
         code = runner.run(Run(wishes, report).push(items))
         deadline.settle(code)
     return code
-
-
-def _links(links: str) -> Links | None:
-    """None for what is so anyway, and needs no import."""
-    if links == LINKS[0]:
-        return None
-    from tdx.control.walk import Links
-
-    return Links(links)
 
 
 def _patterns(order: Sequence[str], given: Mapping[str, Sequence[str]]) -> Patterns | None:

@@ -80,6 +80,17 @@ class Conflict(StrEnum):
     ERROR = "error"
 
 
+class Links(StrEnum):
+    """What becomes of symbolic links in a folder."""
+
+    SKIP = "skip"
+    """They are left out."""
+    FOLLOW = "follow"
+    """What they lead to is pushed as if it were there."""
+    PRESERVE = "preserve"
+    """They are pushed as links, where they stay in the folder that is pushed."""
+
+
 class Outcome(StrEnum):
     """How a push ended well."""
 

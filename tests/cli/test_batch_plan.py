@@ -9,7 +9,7 @@ import pytest
 from tdx.config.batch import BatchItem
 from tdx.control.items import Folder, Item, LeftOut, Link
 from tdx.errors import SourceError, UsageError
-from tdx.model import Conflict, FileName
+from tdx.model import Conflict, FileName, Links
 from tdx_cli.batch_plan import find, items_of, patterns_of
 
 
@@ -170,12 +170,12 @@ def test_folders_and_with_links_preserve_links_are_pushed_too(tree: Path) -> Non
             for each in items_of(wanted, find(wanted))
             if isinstance(each, Folder | Link)
         ]
-        for links in ("skip", "preserve")
+        for links in (Links.SKIP, Links.PRESERVE)
         for wanted in [item(tree, "photos", recursive=True, links=links, into=FileName("x"))]
     }
     folders = [("Folder", "x/photos"), ("Folder", "x/photos/sub"), ("Folder", "x/photos/sub/deep")]
-    assert kinds["skip"] == folders
-    assert sorted(kinds["preserve"]) == [*folders, ("Link", "x/photos/latest")]
+    assert kinds[Links.SKIP] == folders
+    assert sorted(kinds[Links.PRESERVE]) == [*folders, ("Link", "x/photos/latest")]
 
 
 def test_what_is_excluded_from_folders_is_passed_over_and_included_again(tree: Path) -> None:

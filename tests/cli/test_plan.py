@@ -7,8 +7,8 @@ import pytest
 
 from tdx.control.items import Folder, Item, LeftOut
 from tdx.control.patterns import Patterns
-from tdx.control.walk import Links
 from tdx.errors import SourceError, UsageError
+from tdx.model import Links
 from tdx_cli.plan import check, plan
 
 

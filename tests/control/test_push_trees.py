@@ -23,9 +23,9 @@ from tdx.control.items import Found, LeftOut
 from tdx.control.push_many import ManyPushes
 from tdx.control.resolve import Peer
 from tdx.control.sender import SenderOptions
-from tdx.control.walk import Links, walk
+from tdx.control.walk import walk
 from tdx.errors import Interrupted, NotFound
-from tdx.model import Conflict
+from tdx.model import Conflict, Links
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 

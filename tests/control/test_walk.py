@@ -10,8 +10,9 @@ import pytest
 
 from tdx.control.items import Folder, Item, LeftOut, Link
 from tdx.control.patterns import Patterns
-from tdx.control.walk import Links, walk
+from tdx.control.walk import walk
 from tdx.errors import SourceError
+from tdx.model import Links
 
 
 @pytest.fixture

@@ -410,6 +410,22 @@ class TestCopying:
             mover.move(inbox.files()[0])
         assert (files_in(apart.dest), leftovers_in(apart.dest), apart.paths()) == ({}, [], ["f"])
 
+    def test_and_in_the_middle_of_comparing_one(self, apart: Scene) -> None:
+        apart.arrive("f", BIG)
+        (apart.dest / "f").write_bytes(BIG)
+        mtime_ns = (apart.folder / "f").stat().st_mtime_ns
+        os.utime(apart.dest / "f", ns=(mtime_ns, mtime_ns))
+        system = apart.kind()
+
+        def check() -> None:
+            if "preadv" in system.log:
+                raise Interrupted("stopped")
+
+        with apart.mover(system=system, check=check) as (inbox, mover), pytest.raises(Interrupted):
+            mover.move(inbox.files()[0])
+        assert system.log.count("preadv") == 1
+        assert (files_in(apart.dest), apart.paths()) == ({"f": BIG}, ["f"])
+
 
 class TestLeftovers:
     NAME = PREFIX + "0123456789abcdef"

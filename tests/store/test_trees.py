@@ -18,7 +18,8 @@ from store.conformance import ME, push
 from store.faulty import FaultySystem, Stopped, WithoutRenameat2, WithoutSyncfs
 from store.killable import KillableStore
 from store.tree_conformance import OLD, file, folder, link, nothing_ends_it, tell
-from tdx.errors import StorageError, TdxError
+from tdx.errors import Interrupted, StorageError, TdxError
+from tdx.integrity import MIB
 from tdx.model import Conflict
 from tdx.proto.tree import Entry
 from tdx.store.known import SETTLED
@@ -112,6 +113,20 @@ def test_what_somebody_put_there_is_read_and_made_durable_once(machine: Machine)
     machine.restart()
     again = machine.calls(file("d/a", b"one"))
     assert not {"preadv", *SYNCS} & set(again)
+
+
+def test_nothing_more_is_read_once_nobody_waits_for_it(machine: Machine) -> None:
+    content = bytes(3 * MIB)
+    machine.put("a", content)
+    before = machine.system.log.count("preadv")
+
+    def go_on() -> None:
+        if machine.system.log.count("preadv") > before:
+            raise Interrupted("nobody waits")
+
+    with pytest.raises(Interrupted):
+        machine.store.take_entries(ME, Conflict.RENAME, [file("a", content)], go_on)
+    assert machine.system.log.count("preadv") == before + 1
 
 
 def test_what_was_changed_a_moment_ago_is_not_remembered(machine: Machine) -> None:

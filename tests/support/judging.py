@@ -9,8 +9,9 @@ from typing import Any
 from support.runs import Seen, push_many
 from support.stub_receiver import Request, receipt, stub_receiver
 from tdx.control.items import Found
-from tdx.control.walk import Links, walk
+from tdx.control.walk import walk
 from tdx.integrity import MIN_EXTENT, Root, digest_of
+from tdx.model import Links
 
 NAMES = ["t/a", "t/b", "t/d/c", "t/d/e"]
 FOLDERS = ["t", "t/d", "t/empty"]

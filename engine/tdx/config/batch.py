@@ -26,7 +26,7 @@ from typing import Final, TypedDict
 
 from tdx.config.tables import Table, read
 from tdx.errors import BadName
-from tdx.model import Conflict, FileName
+from tdx.model import Conflict, FileName, Links
 from tdx.policy.bandwidth import RateSchedule
 from tdx.policy.retry import RetryPolicy
 from tdx.proto.names import check_name
@@ -57,7 +57,6 @@ ITEM_KEYS: Final = ("name", "sources", "as", *DEFAULT_KEYS)
 
 MOST_PARALLEL: Final = 64
 DIGESTS: Final = ("sha-256", "sha-512")
-LINKS: Final = ("skip", "follow", "preserve")
 
 _VARIABLE: Final = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)\})", re.ASCII)
 _WILDCARD: Final = re.compile(r"([*?\[])")
@@ -87,7 +86,7 @@ class BatchItem:
     digest: str | None = None
     streams: int | None = None
     whole: bool = False
-    links: str = LINKS[0]
+    links: Links = Links.SKIP
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
 
@@ -121,7 +120,7 @@ class Said(TypedDict, total=False):
     digest: str
     streams: int
     whole: bool
-    links: str
+    links: Links
     exclude: tuple[str, ...]
     include: tuple[str, ...]
 
@@ -213,7 +212,7 @@ def _said_of_folders(table: Table) -> Said:
     if "whole" in table:
         said["whole"] = table.flag("whole")
     if "links" in table:
-        said["links"] = table.choice("links", LINKS)
+        said["links"] = Links(table.choice("links", tuple(Links)))
     if "exclude" in table:
         said["exclude"] = tuple(table.texts("exclude"))
     if "include" in table:

@@ -7,26 +7,14 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from tdx.control.items import Folder, Found, Item, LeftOut, Link
 from tdx.errors import SourceError
-from tdx.model import shown
+from tdx.model import Links, shown
 
 if TYPE_CHECKING:
     from tdx.control.patterns import Patterns
-
-
-class Links(StrEnum):
-    """What becomes of symbolic links in a folder."""
-
-    SKIP = "skip"
-    """They are left out."""
-    FOLLOW = "follow"
-    """What they lead to is pushed as if it were there."""
-    PRESERVE = "preserve"
-    """They are pushed as links, where they stay in the folder that is pushed."""
 
 
 _NOWHERE: Final = "is a symbolic link that leads nowhere"

@@ -247,7 +247,7 @@ class Mover:
             try:
                 if root is None or self._system.fstat(copy).st_size != size:
                     return False
-                digests = extent_digests(self._system, copy, root.extent_size)
+                digests = extent_digests(self._system, copy, root.extent_size, self._check)
                 if len(digests) != extent_count(size, root.extent_size):
                     return False
                 if Root.over(digests, size, root.extent_size) != root:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Final
 
 from tdx.integrity import MIB, new_hasher
@@ -59,13 +59,17 @@ def digest_of_span(system: System, fd: int, span: Span, buffer: memoryview) -> b
     return hasher.digest()
 
 
-def extent_digests(system: System, fd: int, extent_size: int) -> list[bytes]:
-    """The digests of all extents of the file, in order. OSError."""
+def extent_digests(
+    system: System, fd: int, extent_size: int, go_on: Callable[[], None] = lambda: None
+) -> list[bytes]:
+    """The digests of all extents of the file, in order. OSError, and what ``go_on()`` raises, which is asked
+    after each read."""
     buffer = new_buffer()[: min(BUFFER, extent_size)]
     digests: list[bytes] = []
     hasher = new_hasher()
     at = 0
     while count := read_full(system, fd, buffer[: min(len(buffer), extent_size - at % extent_size)], at):
+        go_on()
         hasher.update(buffer[:count])
         at += count
         if at % extent_size == 0:

@@ -178,7 +178,7 @@ class TreeFiles:
                 if stamp_of(self._system.fstat(file)) != stamp:
                     return None
                 with self._turn.aside():
-                    digests = extent_digests(self._system, file, extent_size)
+                    digests = extent_digests(self._system, file, extent_size, self._go_on)
                 if stamp_of(self._system.fstat(file)) != stamp:
                     return None
             finally:
