@@ -310,7 +310,7 @@ def test_a_flag_that_takes_the_limit_away_wins_over_the_file(file: Path) -> None
     assert merge(load(file), {"limit_rate": UNLIMITED}).limit_rate == UNLIMITED
 
 
-@pytest.mark.parametrize("value", ['"fast"', "20", '["1M", "2M"]', '["20M", 5]', '""'])
+@pytest.mark.parametrize("value", ['"fast"', "-20", "true", '["1M", "2M"]', '["20M", 5]', '""'])
 def test_what_is_no_rate_names_the_key(file: Path, value: str) -> None:
     file.write_text(f"limit_rate = {value}\n")
     with pytest.raises(ConfigError, match="limit_rate "):

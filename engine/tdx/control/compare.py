@@ -55,11 +55,12 @@ Step = Item | Known | Unknown | PartEnded | LeftOut
 class Comparison:
     """Says what is to be done about the entries of a run.
 
-    ``unreached`` is why the peer could not be reached at all, once that is known.
+    ``in_vain`` is why nothing more is worth a try, once that is known: the peer could not be reached at all, or
+    did not answer, however often it was asked.
     """
 
     def __init__(self, sender: Sender, options: PushOptions, roots: Roots) -> None:
-        self.unreached: TdxError | None = None
+        self.in_vain: TdxError | None = None
         self._workers = sender.workers
         self._requests = TreeRequests(sender.client, options.conflict, sender.pace)
         self._roots = roots
@@ -134,8 +135,8 @@ class Comparison:
             self._too_old = True
             return {}
         except TdxError as error:
-            if isinstance(error, UnknownPeer | Unreachable):
-                self.unreached = error
+            if isinstance(error, UnknownPeer | Unreachable) or not error.permanent:
+                self.in_vain = error
             failed = Verdict("failed", error=error)
             return {each: failed for each in entries if isinstance(each, Folder | Link)}
         return dict(zip(entries, verdicts, strict=True))

@@ -56,7 +56,7 @@ class TreePushes(ManyPushes):
 
     async def _take_all(self, found: asyncio.Queue[list[Found]]) -> None:
         while not self._over() and (steps := await self._asked(self._comparison.next(found))):
-            self._hopeless = self._hopeless or self._comparison.unreached
+            self._hopeless = self._hopeless or self._comparison.in_vain
             await self._take_steps(steps)
         # What is found to differ goes on its way while others are still read.
         while not self._over():
