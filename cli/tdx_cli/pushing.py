@@ -94,10 +94,11 @@ class Run:
 
     def finish(self) -> int:
         """Tell what all of it came to; the exit code."""
+        if self._stopped is not None:
+            self.totals.codes.add(self._stopped.exit_code)
         if self._wishes.several:
             self._report.summary(self.totals, asyncio.get_running_loop().time() - self._began)
-        codes = self.totals.codes
-        return worst(codes if self._stopped is None else codes | {self._stopped.exit_code})
+        return worst(self.totals.codes)
 
     @property
     def stopped(self) -> TdxError | None:
@@ -135,8 +136,8 @@ class Run:
         )
 
     def say_cut_short(self) -> None:
-        """One line, however many files a stop has ended."""
-        if self._stopped is None or not self._cut_short:
+        """One line, however many files a stop has ended: also where it came before the first had begun."""
+        if self._stopped is None:
             return
         several = self._wishes.several and len(self._cut_short) == 1
         warn(

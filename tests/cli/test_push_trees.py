@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -182,3 +183,15 @@ def test_a_folder_that_cannot_be_read_is_66_and_the_rest_arrives(
     assert done.returncode == 66
     assert f"tdx: tree/empty: {tree}/empty: cannot be read: Permission denied\n" in done.stderr
     assert (receiver.folder / "tree" / "sub" / "deep" / "c.txt").read_text() == "c"
+
+
+@pytest.mark.parametrize("flags", [("-q",), ("--json",)])
+def test_a_stop_before_anything_has_begun_is_told_and_summed_up(
+    tdx: Tdx, tree: Path, flags: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # which never answers what it is asked
+        peer = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = tdx("push", "-r", tree, peer, "--timeout", "300ms", *flags)
+    assert done.returncode == 75
+    assert done.stderr == "tdx: not done after 0.3 s; what arrived is kept: run again with --resume\n"
+    assert [event["exit_code"] for event in parsed(done.stdout)] == ([75] if "--json" in flags else [])
