@@ -392,6 +392,7 @@ def at(ctime_ns: int, mtime_ns: int = 0) -> os.stat_result:
 def test_a_file_is_what_it_was_while_its_ctime_is_of_the_moment_that_it_was_published() -> None:
     now = 10**18
     moment = moment_of(at(now), at(now + 1000))
+    assert moment is not None
     assert moment == Moment(now, 1000)
     file = published_at(moment, "f", 1, 7, 0, "root")
     assert file is not None
