@@ -244,5 +244,5 @@ def test_a_peer_that_ends_every_connection_is_tried_once_and_as_often_again_as_w
         push = processes.push(*arguments[:first_flag], address, *arguments[first_flag:])
         assert push.wait(BOUND) == 75, push.log()
         tried = peer.connections
-    files = len([flag for flag in flags if flag in {"small", "large"}]) or 1
-    assert tried == files * (retries + 1), push.log()
+    # Several are asked about together, and none is tried where that was in vain.
+    assert tried == retries + 1, push.log()

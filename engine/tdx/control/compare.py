@@ -55,7 +55,7 @@ Step = Item | Known | Unknown | PartEnded | LeftOut
 class Comparison:
     """Says what is to be done about the entries of a run.
 
-    ``in_vain`` is why nothing more is worth a try, once that is known: the peer could not be reached at all, or
+    ``in_vain`` is why nothing more is worth a try, once that is known: the peer could not be reached, or
     did not answer, however often it was asked.
     """
 

@@ -3,14 +3,14 @@ in them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from tdx.errors import TdxError
 from tdx.model import Conflict
 from tdx.proto.tree import FolderEntry, Verdict
 from tdx.store import attributes
 from tdx.store.changes import Changes
+from tdx.store.paths import WALKS
 from tdx.store.port import GoOn, Told
 from tdx.store.publish_context import PublishContext
 from tdx.store.rules import OWNER_BITS
@@ -47,17 +47,31 @@ class TreeFolders:
     def make(self) -> None:
         for above, folders in self._by_parent():
             self._go_on()
+            waiting, walks = folders, WALKS
             try:
-                with self._tree.parent(folders[0][1].name, make=True, unsynced=self._changes.unsynced) as (
-                    fd,
-                    _,
-                ):
-                    self._changes.entered(above.rstrip("/"))
-                    for place, entry in folders:
-                        with self._refusing(place):
-                            self._make(fd, entry.name[len(above) :], entry)
+                while waiting:
+                    walks -= 1
+                    waiting = self._make_in(above, waiting, last=not walks)
             except (TdxError, OSError) as error:
                 self._refuse(folders, error)
+
+    def _make_in(self, above: str, folders: Sequence[Listed], *, last: bool) -> list[Listed]:
+        """Make these. Those that are yet to be, since somebody who tidies up has removed them, or what they
+        lie in, meanwhile: none where this is the ``last`` try."""
+        left: list[Listed] = []
+        with self._tree.parent(folders[0][1].name, make=True, unsynced=self._changes.unsynced) as (fd, _):
+            self._changes.entered(above.rstrip("/"))
+            for place, entry in folders:
+                try:
+                    self._make(fd, entry.name[len(above) :], entry)
+                except FileNotFoundError as error:
+                    if last:
+                        self._refuse([(place, entry)], error)
+                    else:
+                        left.append((place, entry))
+                except (TdxError, OSError) as error:
+                    self._refuse([(place, entry)], error)
+        return left
 
     def _make(self, fd: int, leaf: str, entry: FolderEntry) -> None:
         self._context.names.check_doubt(entry.name)
@@ -69,7 +83,7 @@ class TreeFolders:
             self._made.add(entry.name)
 
     def give_attributes(self) -> None:
-        """And say of each folder what came of it."""
+        """And say of each folder what came of it. One that somebody has removed since was there."""
         for above, folders in self._by_parent():
             waiting = [each for each in folders if each[0] not in self._refused]
             if not waiting:
@@ -77,11 +91,20 @@ class TreeFolders:
             try:
                 with self._tree.parent(waiting[0][1].name) as (fd, _):
                     for place, entry in waiting:
-                        with self._refusing(place):
-                            verdict = self._give(fd, entry.name[len(above) :], entry)
-                            self._tell(place, Told(verdict, entry.name))
+                        self._give_one(fd, entry.name[len(above) :], place, entry)
+            except FileNotFoundError:
+                for place, entry in waiting:
+                    self._tell(place, Told(Verdict.MADE, entry.name))
             except (TdxError, OSError) as error:
                 self._refuse(waiting, error)
+
+    def _give_one(self, fd: int, leaf: str, place: int, entry: FolderEntry) -> None:
+        try:
+            self._tell(place, Told(self._give(fd, leaf, entry), entry.name))
+        except FileNotFoundError:
+            self._tell(place, Told(Verdict.MADE, entry.name))
+        except (TdxError, OSError) as error:
+            self._refuse([(place, entry)], error)
 
     def _give(self, fd: int, leaf: str, entry: FolderEntry) -> Verdict:
         made = entry.name in self._made
@@ -108,15 +131,6 @@ class TreeFolders:
         for place, entry in self._folders:
             found.setdefault(entry.name[: entry.name.rfind("/") + 1], []).append((place, entry))
         return list(found.items())
-
-    @contextmanager
-    def _refusing(self, place: int) -> Generator[None]:
-        """What goes wrong with one folder refuses that one."""
-        try:
-            yield
-        except (TdxError, OSError) as error:
-            self._refused.add(place)
-            self._tell(place, error)
 
     def _refuse(self, folders: Sequence[Listed], error: TdxError | OSError) -> None:
         for place, _ in folders:
