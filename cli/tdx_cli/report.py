@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tdx.errors import TdxError
 from tdx.model import shown
 from tdx.policy.exits import worst
-from tdx_cli.text import flush_said, rate_of, say, say_json, seconds_of, size_of
+from tdx_cli.text import count_of, flush_said, rate_of, say, say_json, seconds_of, size_of
 
 if TYPE_CHECKING:
     from tdx.control.items import Item, PartEnded
@@ -278,14 +278,15 @@ class TextReport(Report):
     def summary(self, totals: Totals, seconds: float) -> None:
         counts = ", ".join(f"{count} {event}" for event, count in totals.events.items() if count)
         others = {
-            "folders": totals.folders,
-            "links": totals.links,
-            "folders or links refused": totals.refused,
+            "folder": totals.folders,
+            "link": totals.links,
         }
-        parts = "".join(f"; {count} {what}" for what, count in others.items() if count)
+        parts = "".join(f"; {count_of(count, what)}" for what, count in others.items() if count)
+        if totals.refused:
+            parts += f"; {totals.refused} folders or links refused"
         say(
-            f"{totals.files} files: {counts or 'none'}{parts}; {size_of(totals.sent_bytes)} sent in"
-            f" {seconds_of(seconds)}"
+            f"{count_of(totals.files, 'file')}: {counts or 'none'}{parts};"
+            f" {size_of(totals.sent_bytes)} sent in {seconds_of(seconds)}"
         )
 
 

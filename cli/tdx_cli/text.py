@@ -82,6 +82,11 @@ def size_of(count: float) -> str:
     return f"{count:.1f} {_STEPS[power]}"
 
 
+def count_of(count: int, what: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def rate_of(count: float, seconds: float) -> str:
     """Bytes per second: ``2.0 GiB/s``."""
     return f"{size_of(count / max(seconds, 1e-9))}/s"

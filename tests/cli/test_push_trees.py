@@ -56,10 +56,10 @@ def test_a_second_run_says_nothing_but_the_sum_unless_asked(
     assert [line.partition(" ")[0] for line in first] == [
         *("tree/a.txt", "tree/sub/b.o", "tree/sub/deep/c.txt", "3")
     ]
-    assert first[-1].startswith("3 files: 3 done; 4 folders; 1 links; 3 B sent in ")
+    assert first[-1].startswith("3 files: 3 done; 4 folders; 1 link; 3 B sent in ")
     second = tdx("push", "-r", "--links", "preserve", tree, receiver.address).stdout.splitlines()
     assert len(second) == 1
-    assert second[0].startswith("3 files: 3 identical; 4 folders; 1 links; 0 B sent in ")
+    assert second[0].startswith("3 files: 3 identical; 4 folders; 1 link; 0 B sent in ")
     third = tdx("push", "-r", "-v", "--links", "preserve", tree, receiver.address).stdout.splitlines()
     assert f"tree/a.txt: already at {receiver.address} as tree/a.txt, identical" in third
     assert f"tree/empty: folder already at {receiver.address} as tree/empty" in third

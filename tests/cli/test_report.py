@@ -176,7 +176,7 @@ def test_folders_and_links_are_counted_apart_from_files(capsys: pytest.CaptureFi
     both.add_part(PartEnded(LINK, "failed", error=Exists("l: it is there")))
     Several([TextReport("peer:1"), JsonReport("peer:1")]).summary(both, 4.0)
     line, event = lines(capsys)
-    assert line == "1 files: 1 done; 2 folders; 1 links; 1 folders or links refused; 2.0 GiB sent in 4.0 s"
+    assert line == "1 file: 1 done; 2 folders; 1 link; 1 folders or links refused; 2.0 GiB sent in 4.0 s"
     summary = json.loads(event)
     assert [summary[key] for key in ("files", "folders", "links", "refused", "failed", "exit_code")] == [
         *(1, 2, 1, 1, 0, 73)
