@@ -86,16 +86,25 @@ class Fuzzed:
 
 def fuzzed(name: str, folder: Path, options: list[str]) -> Fuzzed:
     """Fuzz a target in a process of its own, which is gone when this returns."""
-    command = [sys.executable, "-m", "fuzz.run", name, str(folder), *options]
+    # By way of a shell: what this process starts is told this one's peak of memory for its own.
+    shell = ["sh", "-c", '"$@"; exit $?', "sh"]
+    command = [*shell, sys.executable, "-m", "fuzz.run", name, str(folder), *options]
     path = os.pathsep.join(each for each in sys.path if each)
     environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(folder)}
-    options_of_process = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=environment, cwd=folder, **options_of_process) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
         try:
             output = process.communicate()[0].decode(errors="replace")
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
     findings = re.findall(r"^FOUND: (.*)$", output, re.MULTILINE)
     if not findings:
         # A hang or a want of memory: libFuzzer has the input.
