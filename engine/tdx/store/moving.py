@@ -32,7 +32,7 @@ from tdx.proto.names import numbered
 from tdx.store.copying import Copy, remove_leftovers
 from tdx.store.final_names import FinalNames, rename_without_replacing
 from tdx.store.inbox import Inbox
-from tdx.store.paths import OWN, Tree
+from tdx.store.paths import OWN, Tree, folder_of
 from tdx.store.reading import extent_digests
 from tdx.store.receipts import ArrivedFile
 from tdx.store.syscalls import System
@@ -124,8 +124,8 @@ class Mover:
             moved = self._attempts(file) if mine else None
         if moved is not None and not moved.skipped:
             self._waiting.append(moved)
-            self._targets.setdefault(_above(moved.path), []).append(moved)
-            self._sources.setdefault(_above(file.path), []).append(moved)
+            self._targets.setdefault(folder_of(moved.path), []).append(moved)
+            self._sources.setdefault(folder_of(file.path), []).append(moved)
         return moved
 
     def _attempts(self, file: ArrivedFile) -> Moved | None:
@@ -148,7 +148,7 @@ class Mover:
             if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
                 return None
             source = _Source(folder, leaf, found)
-            above = _above(file.path)
+            above = folder_of(file.path)
             with self._tree.parent(file.path, make=True) as (fd, wanted):
                 target = self._place(file, source, fd, wanted)
         return Moved(file, above + (wanted if target is None else target), skipped=target is None)
@@ -328,11 +328,6 @@ class Mover:
             except (OSError, TdxError):
                 return  # something is in it
             folder = folder.rpartition("/")[0]
-
-
-def _above(path: str) -> str:
-    """The folder of a path, with the slash; nothing where it lies in none."""
-    return path[: path.rfind("/") + 1]
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

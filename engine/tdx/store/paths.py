@@ -282,6 +282,11 @@ class Tree:
         raise found from error
 
 
+def folder_of(path: str) -> str:
+    """The folder that a path lies in, with its slash; empty where it lies in none."""
+    return path[: path.rfind("/") + 1]
+
+
 def _components(name: str) -> list[str]:
     components = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part or part.casefold() == OWN for part in components):

@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from tdx.errors import Busy, Exists, TdxError, disk_failure
@@ -19,6 +19,7 @@ from tdx.store.known import KnownFile, is_old, stamp_of
 from tdx.store.port import GoOn, Told
 from tdx.store.publish_context import PublishContext
 from tdx.store.reading import extent_digests
+from tdx.store.tree_entries import Tell, by_folder
 from tdx.store.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 Listed = tuple[int, FileEntry]
 """An entry and its place in the request."""
-
-Tell = Callable[[int, Told | TdxError | OSError], None]
 
 
 class TreeFiles:
@@ -44,7 +43,6 @@ class TreeFiles:
         go_on: GoOn,
         tell: Tell,
     ) -> None:
-        """``tell`` is given what is said of each entry, or why it is refused."""
         self._context = context
         self._system = context.system
         self._tree = context.tree
@@ -63,10 +61,7 @@ class TreeFiles:
     def look(self, files: Sequence[Listed], known: dict[str, KnownFile]) -> None:
         """Say of each what is to be done. ``known``: what is remembered of their paths."""
         self._known = known
-        folders: dict[str, list[Listed]] = {}
-        for place, entry in files:
-            folders.setdefault(entry.name[: entry.name.rfind("/") + 1], []).append((place, entry))
-        for above, some in folders.items():
+        for above, some in by_folder(files).items():
             self._look_in(above, some)
         if self._taken:
             self._look_for_numbered()

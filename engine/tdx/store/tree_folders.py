@@ -14,7 +14,7 @@ from tdx.store.paths import WALKS
 from tdx.store.port import GoOn, Told
 from tdx.store.publish_context import PublishContext
 from tdx.store.rules import OWNER_BITS
-from tdx.store.tree_files import Tell
+from tdx.store.tree_entries import Tell, by_folder
 
 Listed = tuple[int, FolderEntry]
 """An entry and its place in the request."""
@@ -45,7 +45,7 @@ class TreeFolders:
         self._refused: set[int] = set()
 
     def make(self) -> None:
-        for above, folders in self._by_parent():
+        for above, folders in by_folder(self._folders).items():
             self._go_on()
             waiting, walks = folders, WALKS
             try:
@@ -84,7 +84,7 @@ class TreeFolders:
 
     def give_attributes(self) -> None:
         """And say of each folder what came of it. One that somebody has removed since was there."""
-        for above, folders in self._by_parent():
+        for above, folders in by_folder(self._folders).items():
             waiting = [each for each in folders if each[0] not in self._refused]
             if not waiting:
                 continue
@@ -124,13 +124,6 @@ class TreeFolders:
         return verdict
 
     # --- each and all ---------------------------------------------------------------------
-
-    def _by_parent(self) -> list[tuple[str, list[Listed]]]:
-        """The folders by the path that they lie in, with its slash: the shallowest first."""
-        found: dict[str, list[Listed]] = {}
-        for place, entry in self._folders:
-            found.setdefault(entry.name[: entry.name.rfind("/") + 1], []).append((place, entry))
-        return list(found.items())
 
     def _refuse(self, folders: Sequence[Listed], error: TdxError | OSError) -> None:
         for place, _ in folders:

@@ -20,7 +20,7 @@ from tdx.store.known import LINK, KnownFile, linked
 from tdx.store.port import GoOn, Told
 from tdx.store.publish_context import PublishContext
 from tdx.store.rules import MOST_COPIES
-from tdx.store.tree_files import Tell
+from tdx.store.tree_entries import Tell, by_folder
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -50,10 +50,7 @@ class TreeLinks:
     def make(self, links: Sequence[Listed], known: dict[str, KnownFile]) -> None:
         """Make what is missing, and say of each what came of it. ``known``: what is remembered of their
         paths."""
-        folders: dict[str, list[Listed]] = {}
-        for place, entry in links:
-            folders.setdefault(entry.name[: entry.name.rfind("/") + 1], []).append((place, entry))
-        for above, some in folders.items():
+        for above, some in by_folder(links).items():
             self._go_on()
             told = 0
             try:
