@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tdx.store.syscalls import System
@@ -74,6 +74,17 @@ class FaultySystem(System):
             elif left[1]:
                 left[1] -= 1
                 raise error
+
+        self.before = before
+
+    def fail_step(self, step: int, calls: Sequence[str], code: int) -> None:
+        """The ``step``-th call from now fails, of those whose names are among ``calls``, with this errno."""
+        left = [step]
+
+        def before(called: str, arguments: tuple[Any, ...]) -> None:
+            left[0] -= called in calls
+            if left[0] == -1:
+                raise OSError(code, os.strerror(code))
 
         self.before = before
 

@@ -134,14 +134,7 @@ def test_whatever_call_fails_what_is_not_acknowledged_can_be_sent_again(
         if name == "close":
             continue  # a close that fails has closed
         machine = Machine(tmp_path / str(step), kind)
-        left = [step]
-
-        def before(called: str, arguments: tuple[Any, ...], left: list[int] = left) -> None:
-            left[0] -= called in made
-            if left[0] == -1:
-                raise OSError(code, os.strerror(code))
-
-        machine.system.before = before
+        machine.system.fail_step(step, made, code)
         results: dict[str, Receipt | TdxError] = {}
         with contextlib.suppress(NoSpace if code == errno.ENOSPC else StorageError):
             results = dict(zip(FILES, machine.push(FILES), strict=True))

@@ -473,14 +473,7 @@ def test_whatever_call_fails_the_same_request_completes_it_after_a_restart(
         if name == "close":
             continue  # a close that fails has closed
         machine = prepared(tmp_path / str(step), kind)
-        left = [step]
-
-        def before(called: str, arguments: tuple[Any, ...], left: list[int] = left) -> None:
-            left[0] -= called in made
-            if left[0] == -1:
-                raise OSError(code, os.strerror(code))
-
-        machine.system.before = before
+        machine.system.fail_step(step, made, code)
         said: list[str] = []
         with contextlib.suppress(TdxError):
             said = machine.tell(*MANY)
