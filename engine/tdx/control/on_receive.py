@@ -138,11 +138,11 @@ class Programs:
                 result, why, output = self._run(told)
             except Exception as error:  # whatever it was, the next file must be told of
                 result, why, output = FAILED, f"cannot be run: {error}", b""
-            self._metrics.hooks.add(1, (result,))
             level = logging.INFO if result == OK else logging.WARNING
             log.log(level, "upload %s (%s): on_receive %s", told.upload, shown(told.path), why)
             for line in output.decode("utf-8", "replace").splitlines():
                 log.log(level, "upload %s: on_receive said: %s", told.upload, shown(line))
+            self._metrics.hooks.add(1, (result,))  # last: who sees it counted finds it logged
 
     def _run(self, told: _Told) -> tuple[str, str, bytes]:
         """The result, a word about it, and the beginning of the output."""
