@@ -16,6 +16,7 @@ from support.commands import COMMAND, PATIENCE
 from support.content import random_file
 from support.devices import introduce
 from support.processes import ROOT, Processes, environment_of_tests
+from support.received import files_below
 from support.spaces import namespaces, needs, needs_root
 from support.supervisor import Supervisor, activated
 from support.units import SYSTEM, UNITS, Unit, analyze, read_unit
@@ -118,9 +119,7 @@ def test_a_line_of_the_crontab_sends_and_is_quiet_twice(line: str, home: Path, n
     for _ in range(2):
         done = from_crontab(line, home)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    received = {
-        str(path.relative_to(nas)) for path in nas.rglob("*") if path.is_file() and ".tdx" not in path.parts
-    }
+    received = {str(path.relative_to(nas)) for path in files_below(nas)}
     if "batch" in line:
         assert received == {"Documents/letters/one", "Documents/two"}
     elif "--name" in line:

@@ -16,6 +16,7 @@ import pytest
 from support.content import MIB, random_file, sha256_of
 from support.headscale import RELAY, SUFFIX
 from support.processes import PROGRAM, Curl, Processes, Push, Running, wait_until
+from support.received import files_below
 from support.spaces import STRANGER, Ear, as_stranger
 from support.tailnet import ALICE, BOB, CAPABILITY, TAG, Node, Tailnet, real_tailnet
 
@@ -142,8 +143,7 @@ class Served:
 
     @property
     def published(self) -> list[str]:
-        paths = [path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()]
-        return sorted(str(path) for path in paths if path.parts[0] != ".tdx")
+        return [str(path.relative_to(self.folder)) for path in files_below(self.folder)]
 
 
 class Site:

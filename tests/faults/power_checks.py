@@ -10,6 +10,7 @@ from pathlib import Path
 from faults.power_traffic import Traffic, Version
 from support.power import Machine
 from support.processes import Processes, Receiver
+from support.received import files_below
 from tdx.integrity import digest_of
 from tdx.model import UploadId, UploadSpec
 from tdx.store import meta
@@ -59,9 +60,7 @@ class Aftermath:
     def _check_names(self) -> None:
         """What was acknowledged is there, and whatever is there is whole."""
         there = {
-            path.relative_to(self.machine.folder).as_posix()
-            for path in self.machine.folder.rglob("*")
-            if path.is_file() and ".tdx" not in path.relative_to(self.machine.folder).parts
+            path.relative_to(self.machine.folder).as_posix() for path in files_below(self.machine.folder)
         }
         assert there <= set(self.traffic.names)
         for name, account in self.traffic.names.items():

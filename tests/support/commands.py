@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from support.received import files_below
 from support.schemas import check_output
 
 COMMAND = [sys.executable, "-P", "-m", "tdx_cli"]
@@ -119,11 +120,7 @@ class RunningReceiver:
 
     def visible(self) -> list[str]:
         """The files a user sees, by their paths."""
-        return sorted(
-            str(path.relative_to(self.folder))
-            for path in self.folder.rglob("*")
-            if path.is_file() and ".tdx" not in path.parts
-        )
+        return [str(path.relative_to(self.folder)) for path in files_below(self.folder)]
 
     def partials(self) -> list[str]:
         return sorted(entry.name for entry in (self.folder / ".tdx" / "uploads").iterdir())

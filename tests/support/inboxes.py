@@ -6,6 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
+from support.received import files_below
 from tdx.integrity import Root, digest_of, extent_size_for
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId
 from tdx.store.copying import PREFIX
@@ -81,8 +82,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
     """What a user sees: no hidden names of ours."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".tdx" not in path.parts and not path.name.startswith(PREFIX)
+        for path in files_below(folder)
+        if not path.name.startswith(PREFIX)
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from support.processes import wait_until
+from support.received import files_below
 from support.wire import Answer, Wire
 from tdx.config import ServeConfig
 from tdx.control.loop import loop_factory
@@ -178,11 +179,7 @@ class RunningReceiver:
 
     def visible(self) -> dict[str, bytes]:
         """Everything under DIR but the store's own folder: relative path → content."""
-        return {
-            str(path.relative_to(self.folder)): path.read_bytes()
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and ".tdx" not in path.relative_to(self.folder).parts
-        }
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files_below(self.folder)}
 
     def staged(self) -> list[Path]:
         uploads = self.folder / ".tdx" / "uploads"
