@@ -5,13 +5,14 @@ A test class derives from :class:`StoreConformance` and gives a ``harness`` fixt
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from support.received import files_below
 from tdx.errors import BadName, Exists, NoSpace, NotFound, ProtocolError, StorageError, TooLarge, UploadBusy
 from tdx.integrity import MAX_EXTENTS, Root, digest_of, extent_count, extent_span, zero_digest
 from tdx.model import Conflict, FileName, Outcome, Owner, Receipt, Span, UploadId, UploadSpec
@@ -999,15 +1000,7 @@ class StoreConformance:
         assert harness.published() == {"disk.img": b"ok"}
 
 
-def visible(folder: str) -> dict[str, bytes]:
-    """The files a user sees in a folder on the disk."""
-    found: dict[str, bytes] = {}
-    for above, folders, files in os.walk(folder):
-        if ".tdx" in folders:
-            folders.remove(".tdx")
-        for each in files:
-            path = os.path.join(above, each)
-            if not os.path.islink(path):
-                with open(path, "rb") as file:
-                    found[os.path.relpath(path, folder)] = file.read()
-    return found
+def visible(folder: Path) -> dict[str, bytes]:
+    """The files a user sees in a folder on the disk, links left out."""
+    paths = [path for path in files_below(folder) if not path.is_symlink()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -49,7 +49,7 @@ class KillableStore:
         assert self.system.fds == set()
 
     def visible(self) -> dict[str, bytes]:
-        return visible(str(self.inbox))
+        return visible(self.inbox)
 
     def left(self) -> list[str]:
         """What is on its way."""

@@ -15,6 +15,7 @@ from store.bundle_conformance import BundleConformance
 from store.conformance import StoreConformance, visible
 from store.faulty import FaultySystem, HalfWriting, WithoutRenameat2, WithoutSyncfs
 from store.tree_conformance import TreeConformance, TreeHarness
+from support.received import below
 from tdx.model import UploadId
 from tdx.store.local import LocalStore
 
@@ -90,14 +91,10 @@ class LocalHarness:
         return (self.inbox / path).is_symlink()
 
     def _everything(self) -> list[str]:
-        found: list[str] = []
-        for above, folders, files in os.walk(self.inbox):
-            folders[:] = [each for each in folders if each != ".tdx"]
-            found += [os.path.relpath(os.path.join(above, each), self.inbox) for each in (*folders, *files)]
-        return sorted(found)
+        return sorted(str(path.relative_to(self.inbox)) for path in below(self.inbox))
 
     def published(self) -> dict[str, bytes]:
-        return visible(str(self.inbox))
+        return visible(self.inbox)
 
     def damage(self, upload: UploadId, offset: int) -> None:
         with open(self.inbox / ".tdx" / "uploads" / upload / "data", "r+b") as file:

@@ -80,7 +80,7 @@ def test_a_link_swapped_in_during_the_transfer_is_not_followed(
     assert list(outside.iterdir()) == []
     (inbox / "a").unlink()
     publish(upload, b"new")
-    assert visible(str(inbox)) == {"a/b": b"new"}
+    assert visible(inbox) == {"a/b": b"new"}
 
 
 @pytest.mark.parametrize("conflict", list(Conflict))
@@ -253,7 +253,7 @@ def test_every_folder_on_the_way_is_durable_once_before_anything_in_it_is(
     monkeypatch.setattr("tdx.store.paths._REMEMBERED", 0)
     push(store, b"3", "other/h")
     push(store, b"4", "other/i")
-    assert set(visible(str(inbox))) == {"old/new/f", "old/new/g", "other/h", "other/i"}
+    assert set(visible(inbox)) == {"old/new/f", "old/new/g", "other/h", "other/i"}
 
 
 # --- DIR itself ---------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_a_link_to_a_folder_is_taken_as_the_folder(inbox: Path, tmp_path: Path) 
     store = LocalStore(tmp_path / "link", tmp_path / "state")
     push(store, b"1")
     store.close()
-    assert visible(str(inbox)) == {"disk.img": b"1"}
+    assert visible(inbox) == {"disk.img": b"1"}
 
 
 def test_a_link_for_the_stores_own_folder_is_refused(

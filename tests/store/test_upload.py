@@ -967,7 +967,7 @@ def test_an_upload_published_after_a_crash_but_not_recovered_yet_is_not_expired_
     upload._folder.journal = -1
     (folder_of(tmp_path, upload) / "journal").write_bytes(b"")
     assert store.expire(1e12) == []
-    assert visible(str(tmp_path / "inbox")) == {"disk.img": DATA}
+    assert visible(tmp_path / "inbox") == {"disk.img": DATA}
 
 
 def test_one_unreadable_upload_hides_no_other_and_is_logged(
@@ -1084,7 +1084,7 @@ def test_bytes_lost_while_nobody_had_the_upload_are_not_held(store: LocalStore, 
     assert list(upload.held) == [Span(0, 2 * EXTENT)]
     send(upload, DATA, range(2, 4))
     publish(upload, DATA)
-    assert visible(str(tmp_path / "inbox")) == {"disk.img": DATA}
+    assert visible(tmp_path / "inbox") == {"disk.img": DATA}
 
 
 def test_publishing_never_fills_up_with_zeros_what_was_recorded(store: LocalStore, tmp_path: Path) -> None:
@@ -1096,7 +1096,7 @@ def test_publishing_never_fills_up_with_zeros_what_was_recorded(store: LocalStor
     assert list(upload.held) == [Span(0, 3 * EXTENT)]
     send(upload, DATA, range(3, 4))
     publish(upload, DATA)
-    assert visible(str(tmp_path / "inbox")) == {"disk.img": DATA}
+    assert visible(tmp_path / "inbox") == {"disk.img": DATA}
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from support.received import below
 from support.schemas import check_output
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -199,12 +200,7 @@ class Receiver:
     @property
     def published(self) -> list[str]:
         """What a user sees in the folder: relative paths of everything but ``.tdx``."""
-        found: list[str] = []
-        for top, folders, files in os.walk(self.folder):
-            if Path(top) == self.folder and ".tdx" in folders:
-                folders.remove(".tdx")
-            found += [Path(top, name).relative_to(self.folder).as_posix() for name in folders + files]
-        return sorted(found)
+        return sorted(path.relative_to(self.folder).as_posix() for path in below(self.folder))
 
     @property
     def partials(self) -> list[Path]:
