@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -150,6 +152,27 @@ def test_receivers_that_start_at_the_same_moment_share_a_new_database(tmp_path: 
         for _ in range(4)
     ]
     assert [(each.communicate()[1], each.returncode) for each in running] == [(b"", 0)] * 4
+
+
+def test_of_those_that_begin_a_new_database_at_once_none_is_refused(tmp_path: Path) -> None:
+    many = 6
+    with ThreadPoolExecutor(many) as pool:
+        for number in range(40):
+            together = threading.Barrier(many)
+
+            def begin(state: Path, together: threading.Barrier = together) -> None:
+                together.wait()
+                Receipts(state, "store").close()
+
+            list(pool.map(begin, [tmp_path / str(number)] * many))
+
+
+def test_a_database_that_stays_locked_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_PATIENCE", 0.05)
+    with contextlib.closing(sqlite3.connect(tmp_path / database.DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match="locked"):
+            Receipts(tmp_path, "store")
 
 
 def test_a_database_that_fails_is_a_storage_error(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ DATABASE: Final = "receipts.sqlite3"
 _PATIENCE: Final = 30.0
 """Seconds to wait for another process's write."""
 
+_AGAIN: Final = 0.01
+"""Seconds until the next try where SQLite does not wait by itself."""
+
 _CACHE_KIB: Final = 8192
 """Pages of one transaction that do not fit are written to the log twice."""
 
@@ -171,7 +174,7 @@ def _open(path: Path) -> sqlite3.Connection:
     """_Broken, or another sqlite3.Error."""
     database = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
     try:
-        database.execute("PRAGMA journal_mode = WAL")
+        log_ahead(database, _PATIENCE)
         database.execute("PRAGMA synchronous = FULL")
         database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         database.execute(f"PRAGMA wal_autocheckpoint = {_LOGGED_PAGES}")
@@ -186,3 +189,19 @@ def _open(path: Path) -> sqlite3.Connection:
             raise _Broken(str(error)) from error
         raise
     return database
+
+
+def log_ahead(database: sqlite3.Connection, patience: float) -> None:
+    """Turn on write-ahead logging. SQLite does not wait for another process that turns it on in the same new
+    database: each would wait for the other. Who is refused tries again, for ``patience`` seconds. Raises
+    sqlite3.Error."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_AGAIN)
+        else:
+            return

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tdx.integrity import ALGORITHM, DIGEST_SIZE, Root, extent_size_for
+from tdx.store.database import log_ahead
 
 DATABASE: Final = "roots.sqlite3"
 
@@ -181,7 +182,7 @@ class Roots:
             self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            log_ahead(database, _PATIENCE)
             # After a power cut the last rows may be missing, and none is wrong.
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute(_SCHEMA)
