@@ -11,7 +11,9 @@ LOCKED := --no-deps --require-hashes
 NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
 	mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 sshd:openssh-server ssh:openssh-client \
 	scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone chromium:chromium \
-	systemd-analyze:systemd man:man-db zsh:zsh fish:fish
+	systemd-analyze:systemd man:man-db zsh:zsh fish:fish \
+	prometheus:prometheus promtool:prometheus prometheus-node-exporter:prometheus-node-exporter \
+	prometheus-pushgateway:prometheus-pushgateway
 
 # A real tailnet for the tests. These are the newest that go 1.26 builds.
 GO ?= go
@@ -89,7 +91,7 @@ perf-deps: test-deps
 # asks policy-rc.d), nor when the machine starts, unless it was there before.
 define unstarted
 policy=/usr/sbin/policy-rc.d; new=; \
-	for each in $$missing; do case $$each in nginx | rsync) new="$$new $$each" ;; sshd) new="$$new ssh" ;; esac; done; \
+	for each in $$missing; do case $$each in nginx | rsync | prometheus*) new="$$new $$each" ;; sshd) new="$$new ssh" ;; esac; done; \
 	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; fi
 endef
 define disabled
