@@ -156,7 +156,7 @@ lock:
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find engine cli tests perf -name __pycache__ -prune -exec rm -rf {} +
+	find engine cli tests perf observe -name __pycache__ -prune -exec rm -rf {} +
 
 # --- the virtual environment, in steps that are repeated only when their inputs change ---
 
