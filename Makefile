@@ -27,6 +27,9 @@ TAILNET := $(TEST_CACHE)/bin
 CROC := v10.7.0
 PEERS := $(TEST_CACHE)/peers
 
+# Decodes dashboards into Grafana's own types.
+DECODER := $(TEST_CACHE)/bin/decode-dashboards
+
 # Clients of other people that the tests let upload.
 CLIENTS := $(TEST_CACHE)/clients
 
@@ -81,8 +84,8 @@ test-deps:
 	@$(MAKE) --no-print-directory $(PEERS)/.made
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.made; \
 	else echo 'test-deps: there is no npm; the tests with tus-js-client will be skipped'; fi
-	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC); \
-	else echo 'test-deps: there is no go; the tests with a real tailnet and with croc will be skipped'; fi
+	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC) $(DECODER); \
+	else echo 'test-deps: there is no go; the tests with a real tailnet, with croc and with Grafana'\''s types will be skipped'; fi
 
 # The benchmarks compare with what the tests call, and no more.
 perf-deps: test-deps
@@ -130,6 +133,10 @@ $(TAILNET)/.croc-$(CROC):
 	$(call module,github.com/schollz/croc/v10,$(CROC)); \
 	$$build -ldflags '-s -w' .; \
 	rm -f $(@D)/.croc-*; mv "$$new"/* $(@D)/; touch $@
+
+$(DECODER): $(wildcard tests/grafana/decode/*)
+	@echo 'test-deps: building $(@F); the first time, this takes a minute'
+	@mkdir -p $(@D); CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' GOWORK=off nice $(GO) build -C tests/grafana/decode -o $@ .
 
 $(PEERS)/.made: requirements/peers.txt
 	@rm -rf $(@D); mkdir -p $(@D)

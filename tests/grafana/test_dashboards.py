@@ -4,10 +4,12 @@ names, and some of our own. Each rule is shown to find what breaks it."""
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from observe.dashboards import FOLDER, panels, variables
 
 Dashboard = dict[str, Any]
 Rule = Callable[[Dashboard], Iterator[str]]
+
+_CACHES = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+CACHE = Path(os.environ.get("TDX_TEST_CACHE") or Path(_CACHES, "tdx-test"))
 
 DATASOURCES = ("${datasource}", "$datasource")
 UNITS = {"Bps", "bytes", "dtdurations", "percentunit", "reqps", "s", "short"}
@@ -338,3 +343,35 @@ def test_the_linter_itself_finds_nothing(name: str) -> None:
     command = [linter, "lint", "--strict", str(FOLDER / f"{name}.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def decode(*files: Path) -> subprocess.CompletedProcess[str]:
+    """What Grafana's own types for dashboards make of these (github.com/grafana/grafana-foundation-sdk)."""
+    decoder = CACHE / "bin" / "decode-dashboards"
+    if not decoder.exists():
+        pytest.skip(f"there is no {decoder}; make test-deps, where there is go")
+    return subprocess.run([decoder, *files], capture_output=True, text=True, check=False)
+
+
+def test_grafanas_own_types_know_every_field() -> None:
+    done = decode(*(FOLDER / f"{name}.json" for name in dashboards.names()))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"graphTooltip": 1', '"tooltip": 1', "unexpected field 'tooltip'"),
+        ('"showPoints": "never"', '"showPoint": "never"', "unexpected field 'showPoint'"),
+        ('"expr": ', '"expression": ', "unexpected field 'expression'"),
+        ('"calcs": ["lastNotNull"]', '"calcs": "lastNotNull"', "cannot unmarshal string"),
+    ],
+)
+def test_grafanas_own_types_find_a_field_that_is_wrong(tmp_path: Path, old: str, new: str, told: str) -> None:
+    text = (FOLDER / "receiver.json").read_text()
+    assert old in text
+    broken = tmp_path / "broken.json"
+    broken.write_text(text.replace(old, new))
+    done = decode(broken)
+    assert done.returncode == 1
+    assert told in done.stderr
