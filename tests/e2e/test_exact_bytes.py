@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from support.content import MIB, random_file, sha256_of
@@ -31,6 +32,9 @@ class Ledger:
     def received(self) -> int:
         return self.total("tdx_received_bytes_total")
 
+    def has_received(self, n: int) -> bool:
+        return self.received > n
+
     @property
     def kept(self) -> int:
         return self.received - self.total("tdx_discarded_bytes_total")
@@ -51,7 +55,7 @@ def test_each_byte_of_a_file_that_was_killed_cut_and_resumed_is_kept_once(
         for run in range(3):
             begun = ledger.received
             push = processes.push(source, to, "--resume", "--limit-rate", "48M")
-            wait_until(lambda begun=begun: ledger.received > begun + 6 * MIB, "content arrives")
+            wait_until(partial(ledger.has_received, begun + 6 * MIB), "content arrives")
             push.kill()
             receiver.await_silence()
             assert ledger.received == proxy.content
@@ -80,7 +84,7 @@ def test_what_a_sender_that_is_told_to_stop_leaves_is_counted_as_kept(
 ) -> None:
     source, ledger = random_file(area / "source", SIZE), Ledger(receiver)
     push = processes.push(source, receiver.address, "--limit-rate", "24M")
-    wait_until(lambda: ledger.received > 6 * MIB, "content arrives")
+    wait_until(partial(ledger.has_received, 6 * MIB), "content arrives")
     push.terminate()
     receiver.await_silence()
     ledger.kill_receiver()
