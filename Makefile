@@ -27,6 +27,9 @@ TAILNET := $(TEST_CACHE)/bin
 CROC := v10.7.0
 PEERS := $(TEST_CACHE)/peers
 
+# Decodes dashboards into Grafana's own types.
+DECODER := $(TEST_CACHE)/bin/decode-dashboards
+
 # Clients of other people that the tests let upload.
 CLIENTS := $(TEST_CACHE)/clients
 
@@ -81,8 +84,8 @@ test-deps:
 	@$(MAKE) --no-print-directory $(PEERS)/.made
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.made; \
 	else echo 'test-deps: there is no npm; the tests with tus-js-client will be skipped'; fi
-	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC); \
-	else echo 'test-deps: there is no go; the tests with a real tailnet and with croc will be skipped'; fi
+	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC) $(DECODER); \
+	else echo 'test-deps: there is no go; the tests with a real tailnet, with croc and with Grafana'\''s types will be skipped'; fi
 
 # The benchmarks compare with what the tests call, and no more.
 perf-deps: test-deps
@@ -131,6 +134,10 @@ $(TAILNET)/.croc-$(CROC):
 	$$build -ldflags '-s -w' .; \
 	rm -f $(@D)/.croc-*; mv "$$new"/* $(@D)/; touch $@
 
+$(DECODER): $(wildcard tests/grafana/decode/*)
+	@echo 'test-deps: building $(@F); the first time, this takes a minute'
+	@mkdir -p $(@D); CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' GOWORK=off nice $(GO) build -C tests/grafana/decode -o $@ .
+
 $(PEERS)/.made: requirements/peers.txt
 	@rm -rf $(@D); mkdir -p $(@D)
 	@$(PYTHON) -m venv $(@D) || { echo 'no virtual environment: apt-get install python3-venv' >&2; exit 1; }
@@ -156,7 +163,7 @@ lock:
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find engine cli tests perf -name __pycache__ -prune -exec rm -rf {} +
+	find engine cli tests perf observe -name __pycache__ -prune -exec rm -rf {} +
 
 # --- the virtual environment, in steps that are repeated only when their inputs change ---
 
