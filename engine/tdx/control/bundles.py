@@ -27,7 +27,7 @@ from tdx.errors import (
     UnsupportedMedia,
 )
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
-from tdx.model import Conflict, FileName, Receipt, Stages, UploadId
+from tdx.model import Conflict, FileName, Identity, Receipt, Stages, UploadId
 from tdx.policy.rules import largest_file
 from tdx.proto import bundle as wire
 from tdx.proto import fields
@@ -55,6 +55,7 @@ async def receive(receiver: Receiver, exchange: Exchange) -> Response:
     incoming = Incoming(owner, replay=replay)
     staging = await receiver.workers.on_disk(receiver.store.bundle, owner, conflict, length)
     arrival = Arrival(receiver, exchange, incoming, staging, conflict)
+    receiver.arrivals.add(arrival)
     try:
         try:
             await arrival.receive()
@@ -65,6 +66,7 @@ async def receive(receiver: Receiver, exchange: Exchange) -> Response:
             raise
         results = await exchange.keep_posted(arrival.publish())
     finally:
+        receiver.arrivals.discard(arrival)
         if not arrival.publishing:
             await receiver.workers.on_disk(arrival.end)
     return json_response(200, {"files": [_said(each) for each in results]})
@@ -101,6 +103,30 @@ class Arrival:
         self._untold = 0
         self.publishing = False
         """Publishing ends it, also when nobody waits for that any more."""
+
+    @property
+    def caller(self) -> Identity:
+        return self._exchange.identity
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the body; None where nobody has said."""
+        return self._exchange.head.framing.length
+
+    @property
+    def files(self) -> int:
+        """How many have been looked at so far."""
+        return len(self._results)
+
+    @property
+    def received(self) -> int:
+        """Bytes of content that have come so far."""
+        return self._received + self._untold
+
+    @property
+    def seconds(self) -> float:
+        """Since its beginning."""
+        return perf_counter() - self._began
 
     async def receive(self) -> None:
         """Stage the entries of the body. Raises what broke it off."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tdx.config import ServeConfig
 from tdx.control.on_receive import Programs
@@ -20,6 +21,9 @@ from tdx.model import Identity, Outcome, Receipt
 from tdx.policy.admission import Admission, Limits
 from tdx.policy.rules import Policy
 from tdx.store.port import Partial, Store
+
+if TYPE_CHECKING:
+    from tdx.control.bundles import Arrival
 
 
 @dataclass(slots=True)
@@ -38,6 +42,8 @@ class Receiver:
     replays: Replays = field(default_factory=Replays)
     tree_bodies: TreeBodies = field(default_factory=TreeBodies)
     throttle: Throttle = field(default_factory=Throttle)
+    arrivals: set[Arrival] = field(default_factory=set["Arrival"])
+    """The bundles that are on their way."""
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
     programs: Programs | None = None

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from typing import Final, ParamSpec, TypeVar
 
+from tdx.control import events
 from tdx.control.messages import Exchange, digests_differ
 from tdx.control.quotas import Quotas
 from tdx.control.receiving import Judgement, Received
@@ -75,6 +76,8 @@ class Session:
         """What arrived since then, and where the time went."""
         self.resumed = upload.held.total()
         """Bytes that were held before."""
+        self.peer = self._caller()
+        """The machine that opened it, as the network names it; None where it is not known."""
         self.store = store
         self.workers = workers
         self.metrics = metrics
@@ -108,6 +111,22 @@ class Session:
     @property
     def busy(self) -> bool:
         return bool(self._users or self._writers) or self.gate.locked()
+
+    @property
+    def streams(self) -> int:
+        """Bodies that are on their way."""
+        return len(self._writers)
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since one of those has last brought anything, as far as their sockets were looked at;
+        infinite where there are none."""
+        return self._writers.silent_for
+
+    def _caller(self) -> str | None:
+        """Who is calling, if it is the owner: others are told that there is no such upload."""
+        caller = events.CALLER.get()
+        return caller.node if caller is not None and caller.owner == self.owner else None
 
     @contextlib.contextmanager
     def in_use(self) -> Generator[None]:
@@ -144,7 +163,7 @@ class Session:
         """A new run has taken the upload over."""
         self.started = asyncio.get_running_loop().time()
         self.brought, self.resumed = Received(), self.upload.held.total()
-        self.compared = False
+        self.compared, self.peer = False, self._caller()
         self._writers.parts.forget()
 
     def touch(self) -> None:

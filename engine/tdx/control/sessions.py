@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Hashable
+from collections.abc import AsyncGenerator, Hashable, Iterator
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -48,6 +48,10 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Session]:
+        """Those that are open now."""
+        return iter(list(self._open.values()))
 
     def busy(self) -> int:
         """How many are being received, compared or published now."""

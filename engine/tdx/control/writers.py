@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -47,6 +48,12 @@ class Writers:
 
     def __len__(self) -> int:
         return len(self._writers)
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since one of them has last brought anything; infinite without any."""
+        bodies = (writer.body for writer in self._writers.values() if writer.body is not None)
+        return min((body.silent_for for body in bodies), default=math.inf)
 
     @contextlib.contextmanager
     def writing(
