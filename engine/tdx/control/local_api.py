@@ -134,11 +134,11 @@ class LocalApi:
             raw = await _read_head(sock)
             if raw is None:
                 return None, False
+            _check_caller(sock)
             head = parse_request(raw)
         except TdxError as error:
             return problem_response(error), False
         try:
-            _check_caller(sock)
             if head.target != STATUS:
                 raise NotFound(f"nothing is at {head.target}")
             if head.method not in ("GET", "HEAD"):

@@ -16,7 +16,7 @@ from typing import Final
 
 from tdx.errors import ConfigError
 
-BACKLOG: Final = 128
+BACKLOG: Final = 512
 LONGEST: Final = 107
 """Bytes of a path that an address has room for (unix(7)): 108 with the final NUL."""
 
@@ -83,7 +83,7 @@ class UnixListener:
                 return
             except FileNotFoundError:  # it has gone just now
                 return
-            except TimeoutError:  # its queue is full
+            except (BlockingIOError, TimeoutError):  # its queue is full
                 pass
         raise ConfigError(
             f"cannot listen on {self.path}: another process does; give each receiver its own with --socket"
@@ -92,21 +92,27 @@ class UnixListener:
 
 def connect(path: Path, timeout: float) -> socket.socket:
     """A socket that is connected to ``path``. OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(timeout)
-        if _fits(path):
-            sock.connect(os.fspath(path))
-        else:
+    with contextlib.ExitStack() as undo:
+        folder = -1
+        if not _fits(path):
             folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            undo.callback(os.close, folder)
+        deadline = time.monotonic() + timeout
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
+                sock.settimeout(timeout)
                 sock.connect(_address(path, folder))
-            finally:
-                os.close(folder)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+            except BlockingIOError:  # its queue is full just now
+                sock.close()
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
 
 
 def uid_of(sock: socket.socket) -> int:
