@@ -12,7 +12,7 @@ import click
 
 from tdx_cli.options import JSON, config_option, socket_option, state_option
 from tdx_cli.text import say, say_json
-from tdx_cli.values import DURATION
+from tdx_cli.values import TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ Document = dict[str, object]
 
 WATCH: Final = click.option(
     "--watch",
-    type=DURATION,
+    type=TIMEOUT,
     metavar="TIME",
     is_flag=False,
     flag_value="1s",
@@ -84,13 +84,21 @@ def _watch(ask: Callable[[], Document], interval: float, as_json: bool) -> None:
     import signal
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    show = _tell if as_json or not _can_redraw() else _Picture().show
+    picture = None if as_json or not _can_redraw() else _Picture()
     began = time.monotonic()
-    while True:
-        show(ask(), as_json)
-        # At its own times, however long an answer takes.
-        passed = time.monotonic() - began
-        time.sleep(max(interval - passed % interval, 0.01))
+    try:
+        while True:
+            document = ask()
+            if picture is None:
+                _tell(document, as_json)
+            else:
+                picture.show(document)
+            # At its own times, however long an answer takes.
+            passed = time.monotonic() - began
+            time.sleep(interval - passed % interval)
+    finally:
+        if picture is not None:
+            picture.close()
 
 
 def _can_redraw() -> bool:
@@ -109,7 +117,11 @@ class _Picture:
 
         self._live = Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop")
 
-    def show(self, document: Document, _: bool) -> None:
+    def close(self) -> None:
+        """Leave the last one where it is."""
+        self._live.stop()
+
+    def show(self, document: Document) -> None:
         from rich.text import Text
 
         from tdx_cli.status_view import lines_of
