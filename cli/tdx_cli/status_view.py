@@ -85,7 +85,7 @@ def _bundle(each: Document) -> tuple[str, ...]:
         _text(each, "phase"),
         size_of(received) if size is None else percentage(int(min(received, size)), int(size)),
         "-" if size is None else size_of(size),
-        *(rate, "-", "-"),
+        *(rate, "-", _text(each, "bottleneck")),
     )
 
 

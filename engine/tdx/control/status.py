@@ -13,12 +13,12 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from tdx.config import format_address
-from tdx.control.receiver import Receiver
+from tdx.control.live import Live
+from tdx.control.receiver import Arriving, Receiver
 from tdx.control.session import Session
 from tdx.errors import TdxError
 from tdx.identity.port import Endpoint
 from tdx.model import Stages, UploadId
-from tdx.proto.receiver import UploadState
 from tdx.store.port import Store
 from tdx.version import VERSION
 
@@ -109,21 +109,6 @@ class Speed:
         return (end - start) / (after - before)
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """What a session has brought so far, and where the time went at both ends."""
-
-    bytes: int
-    receiver: Stages
-    sender: Stages | None
-    bottleneck: str | None
-
-
-def live_of(session: Session) -> Live:
-    brought = session.brought
-    return Live(brought.bytes, brought.stages, None, None)
-
-
 class Status:
     """Looks at one receiver. Used by the loop's thread."""
 
@@ -142,7 +127,7 @@ class Status:
         """See from time to time how much has come. Until cancelled."""
         while True:
             for session in self._receiver.sessions:
-                self._speed(session, live_of(session).bytes)
+                self._speed(session, session.live().received)
             await asyncio.sleep(INTERVAL)
 
     def close(self) -> None:
@@ -153,8 +138,8 @@ class Status:
         """Within about :data:`DISK_SECONDS`: where the disk does not answer, what it knows is null."""
         disk, receiver = await self._disk.ask(), self._receiver
         config, metrics = receiver.config, receiver.metrics
-        sessions = list(receiver.sessions)
-        moving = {session.id for session in sessions if _phase(session) != "waiting"}
+        transfers = [self._transfer(session) for session in receiver.sessions]
+        moving = {each["upload"] for each in transfers if each["phase"] != "waiting"}
         return {
             "version": VERSION,
             "pid": os.getpid(),
@@ -169,8 +154,8 @@ class Status:
             "staged_bytes": disk and disk.staged_bytes,
             "received_bytes": int(sum(metrics.received_bytes.value((each,)) for each in ("tdx", "http"))),
             "disk_waiting_seconds": _rounded(metrics.disk_waiting.value()),
-            "transfers": [self._transfer(session) for session in sessions],
-            "bundles": self._bundles(),
+            "transfers": transfers,
+            "bundles": [self._bundle(arrival) for arrival in list(receiver.arrivals)],
             "waiting": None if disk is None else len(disk.partials - moving),
         }
 
@@ -183,58 +168,64 @@ class Status:
         return speed
 
     def _transfer(self, session: Session) -> dict[str, object]:
-        now, spec, live, phase = self._loop.time(), session.upload.spec, live_of(session), _phase(session)
-        speed, held = self._speed(session, live.bytes), session.upload.held.total()
-        rate = speed.rate(session.started) if phase == "receiving" else 0.0
+        now, live = self._loop.time(), session.live()
+        phase = _phase(session, live)
+        speed = self._speed(session, live.received)
+        rate = speed.rate(live.began) if phase == "receiving" else 0.0
         # What came twice counts once, what is on its way to an extent that is not whole counts already.
-        done = max(held, session.resumed + live.bytes)
-        left = None if spec.length is None else max(0, spec.length - done)
+        done = max(live.held, live.resumed + live.received)
+        left = None if live.size is None else max(0, live.size - done)
+        idle = now - speed.grew_at
         return {
             "upload": session.id,
-            "name": spec.name,
+            "name": live.name,
             "peer": session.peer,
-            "owner": spec.owner,
-            "protocol": session.protocol,
+            "owner": live.owner,
+            "protocol": live.protocol,
             "phase": phase,
-            "size": spec.length,
-            "held_bytes": held,
-            "resumed_bytes": session.resumed,
-            "received_bytes": live.bytes,
+            "size": live.size,
+            "held_bytes": live.held,
+            "resumed_bytes": live.resumed,
+            "received_bytes": live.received,
             "bytes_per_second": round(rate),
-            "seconds": _rounded(now - session.started),
-            "idle_seconds": _rounded(max(0.0, min(now - speed.grew_at, session.silent_for))),
-            "streams": session.streams,
-            "stages": {"receiver": _spent(live.receiver), "sender": _spent(live.sender or Stages())},
+            "seconds": _rounded(now - live.began),
+            # Bytes are counted when there are some: the sockets know better, of bodies on their way.
+            "idle_seconds": _rounded(min(idle, live.silent_for) if live.streams else idle),
+            "streams": live.streams,
+            "stages": {"receiver": _spent(live.stages), "sender": _spent(live.sender_stages)},
             "bottleneck": live.bottleneck,
             "eta_seconds": _rounded(left / rate) if left is not None and rate >= 1 else None,
         }
 
-    def _bundles(self) -> list[dict[str, object]]:
-        return [
-            {
-                "peer": arrival.caller.node,
-                "owner": arrival.caller.owner,
-                "phase": "publishing" if arrival.publishing else "receiving",
-                "size": arrival.size,
-                "files": arrival.files,
-                "received_bytes": arrival.received,
-                "seconds": _rounded(arrival.seconds),
-            }
-            for arrival in list(self._receiver.arrivals)
-        ]
+    def _bundle(self, arrival: Arriving) -> dict[str, object]:
+        live = arrival.live()
+        return {
+            "peer": arrival.caller.node,
+            "owner": live.owner,
+            "phase": "publishing" if live.committing else "receiving",
+            "size": arrival.expected,
+            "files": arrival.files,
+            "received_bytes": live.received,
+            "seconds": _rounded(self._loop.time() - live.began),
+            "idle_seconds": _rounded(live.silent_for),
+            "stages": {"receiver": _spent(live.stages), "sender": _spent(live.sender_stages)},
+            "bottleneck": live.bottleneck,
+        }
 
 
-def _phase(session: Session) -> str:
-    if session.streams:
+def _phase(session: Session, live: Live) -> str:
+    if live.streams:
         return "receiving"
-    if session.machine.state is not UploadState.OPEN:
+    if live.committing:
         return "publishing" if session.publishing.locked() else "comparing"
     return "comparing" if session.busy else "waiting"
 
 
-def _spent(stages: Stages) -> dict[str, float]:
+def _spent(stages: Stages | None) -> dict[str, float]:
     """The stages that took time."""
-    return {stage: _rounded(took) for stage, took in stages.as_dict().items() if took}
+    return (
+        {} if stages is None else {stage: _rounded(took) for stage, took in stages.as_dict().items() if took}
+    )
 
 
 def _written(endpoint: Endpoint) -> str:
