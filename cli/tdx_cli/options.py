@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from tdx_cli.values import TIMEOUT
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -28,6 +30,21 @@ CONFLICT: Final = click.option(
 )
 
 
+METRICS_TEXTFILE: Final = click.option(
+    "--metrics-textfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write how it ended to FILE.prom, for node_exporter.",
+)
+METRICS_PUSH: Final = click.option("--metrics-push", metavar="URL", help="Tell a Pushgateway how it ended.")
+METRICS_INTERVAL: Final = click.option(
+    "--metrics-interval",
+    type=TIMEOUT,
+    metavar="TIME",
+    help="With either: how often this is meant to be run.",
+)
+
+
 def config_option(text: str = "A TOML file that says how peers are known.") -> Callable[[F], F]:
     """``--config FILE``; ``text`` says what is in it."""
     kind = click.Path(path_type=Path, dir_okay=False)
@@ -38,6 +55,13 @@ def state_option(text: str) -> Callable[[F], F]:
     """``--state DIR``; ``text`` says what the command keeps or looks up there."""
     kind = click.Path(path_type=Path, file_okay=False)
     return click.option("--state", type=kind, metavar="DIR", help=text)
+
+
+def socket_option(text: str) -> Callable[[F], F]:
+    """``--socket PATH``; ``text`` says whose it is."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    help = f"{text}  [default: receiver.sock where state is kept]"
+    return click.option("--socket", type=kind, metavar="PATH", help=help)
 
 
 def complete_peer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001  click's signature
