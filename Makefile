@@ -11,7 +11,9 @@ LOCKED := --no-deps --require-hashes
 NEEDED := curl:curl strace:strace ip:iproute2 wg:wireguard-tools wireguard-go:wireguard-go \
 	mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs fusermount3:fuse3 sshd:openssh-server ssh:openssh-client \
 	scp:openssh-client nginx:nginx-light rsync:rsync rclone:rclone chromium:chromium \
-	systemd-analyze:systemd man:man-db zsh:zsh fish:fish
+	systemd-analyze:systemd man:man-db zsh:zsh fish:fish \
+	prometheus:prometheus promtool:prometheus prometheus-node-exporter:prometheus-node-exporter \
+	prometheus-pushgateway:prometheus-pushgateway
 
 # A real tailnet for the tests. These are the newest that go 1.26 builds.
 GO ?= go
@@ -24,6 +26,9 @@ TAILNET := $(TEST_CACHE)/bin
 # What the benchmarks compare with and Debian does not have.
 CROC := v10.7.0
 PEERS := $(TEST_CACHE)/peers
+
+# Decodes dashboards into Grafana's own types.
+DECODER := $(TEST_CACHE)/bin/decode-dashboards
 
 # Clients of other people that the tests let upload.
 CLIENTS := $(TEST_CACHE)/clients
@@ -79,8 +84,8 @@ test-deps:
 	@$(MAKE) --no-print-directory $(PEERS)/.made
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.made; \
 	else echo 'test-deps: there is no npm; the tests with tus-js-client will be skipped'; fi
-	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC); \
-	else echo 'test-deps: there is no go; the tests with a real tailnet and with croc will be skipped'; fi
+	@if command -v $(GO) >/dev/null; then $(MAKE) --no-print-directory test-tailnet $(TAILNET)/.croc-$(CROC) $(DECODER); \
+	else echo 'test-deps: there is no go; the tests with a real tailnet, with croc and with Grafana'\''s types will be skipped'; fi
 
 # The benchmarks compare with what the tests call, and no more.
 perf-deps: test-deps
@@ -89,7 +94,7 @@ perf-deps: test-deps
 # asks policy-rc.d), nor when the machine starts, unless it was there before.
 define unstarted
 policy=/usr/sbin/policy-rc.d; new=; \
-	for each in $$missing; do case $$each in nginx | rsync) new="$$new $$each" ;; sshd) new="$$new ssh" ;; esac; done; \
+	for each in $$missing; do case $$each in nginx | rsync | prometheus*) new="$$new $$each" ;; sshd) new="$$new ssh" ;; esac; done; \
 	if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; fi
 endef
 define disabled
@@ -129,6 +134,10 @@ $(TAILNET)/.croc-$(CROC):
 	$$build -ldflags '-s -w' .; \
 	rm -f $(@D)/.croc-*; mv "$$new"/* $(@D)/; touch $@
 
+$(DECODER): $(wildcard tests/grafana/decode/*)
+	@echo 'test-deps: building $(@F); the first time, this takes a minute'
+	@mkdir -p $(@D); CGO_ENABLED=0 GOFLAGS='-mod=readonly -buildvcs=false' GOWORK=off nice $(GO) build -C tests/grafana/decode -o $@ .
+
 $(PEERS)/.made: requirements/peers.txt
 	@rm -rf $(@D); mkdir -p $(@D)
 	@$(PYTHON) -m venv $(@D) || { echo 'no virtual environment: apt-get install python3-venv' >&2; exit 1; }
@@ -154,7 +163,7 @@ lock:
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find engine cli tests perf -name __pycache__ -prune -exec rm -rf {} +
+	find engine cli tests perf observe -name __pycache__ -prune -exec rm -rf {} +
 
 # --- the virtual environment, in steps that are repeated only when their inputs change ---
 
