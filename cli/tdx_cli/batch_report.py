@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Final, TextIO
 
 from tdx.model import shown
+from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.exits import worst
 from tdx_cli.progress import REDRAW, TerminalReport
 from tdx_cli.push import UNABLE
-from tdx_cli.report import Ending, Failure, Overall, Report, Totals
+from tdx_cli.report import Ending, Failure, Overall, Report, Totals, waiting
 from tdx_cli.text import columns, flush_said, say, size_of
 
 HEADING: Final = ("ITEM", "PEER", "FILES", "SENT", "OUTCOME", "SECONDS")
@@ -69,6 +70,7 @@ class Part:
             "seconds": round(self.seconds, 6),
             "error": None if error is None else error.document(),
             "exit_code": self.exit_code,
+            **waiting(self.totals),
         }
 
     def row(self) -> tuple[str, ...]:
@@ -103,6 +105,10 @@ def summary_of(name: str, parts: Sequence[Part], seconds: float, exit_code: int)
             setattr(whole, key, getattr(whole, key) + getattr(part.totals, key))
         for event, count in part.totals.events.items():
             whole.events[event] += count
+        whole.sender.add(part.totals.sender)
+        whole.receiver.add(part.totals.receiver)
+        whole.retries += part.totals.retries
+    whole.bottleneck = name_bottleneck(whole.sender, whole.receiver)
     return {
         "event": "summary",
         "batch": name,
@@ -117,6 +123,7 @@ def summary_of(name: str, parts: Sequence[Part], seconds: float, exit_code: int)
         "seconds": round(seconds, 6),
         "items": [part.document() for part in parts],
         "exit_code": exit_code,
+        **waiting(whole),
     }
 
 

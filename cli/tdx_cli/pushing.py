@@ -96,8 +96,11 @@ class Run:
         """Tell what all of it came to; the exit code."""
         if self._stopped is not None:
             self.totals.codes.add(self._stopped.exit_code)
+        now = asyncio.get_running_loop().time()
+        totals, elapsed = self.totals, now - (self._sending_since or now)
+        totals.bottleneck = self._bottleneck(totals.sender, totals.receiver, self._sent, elapsed)
         if self._wishes.several:
-            self._report.summary(self.totals, asyncio.get_running_loop().time() - self._began)
+            self._report.summary(totals, now - self._began)
         return worst(self.totals.codes)
 
     @property
@@ -176,11 +179,12 @@ class Run:
             if tally.sent:
                 self._has_sent_since(each.began)
             done += min(tally.sent + tally.resumed + tally.reused, tally.total or 0)
-            ours.add(tally.ours)
+            spent = tally.spent()
+            ours.add(spent)
             theirs.add(tally.theirs)
             if len(each.items) == 1:
                 elapsed = now - each.began
-                held_up = self._bottleneck(tally.ours, tally.theirs, tally.sent, elapsed)
+                held_up = self._bottleneck(spent, tally.theirs, tally.sent, elapsed)
                 self._report.progress(each.items[0], tally, elapsed, held_up)
         elapsed = now - self._began
         so_far = Overall(
@@ -196,7 +200,7 @@ class Run:
     def _has_sent_since(self, when: float) -> None:
         self._sending_since = when if self._sending_since is None else min(self._sending_since, when)
 
-    def _bottleneck(self, ours: Stages, theirs: Stages, sent: int, elapsed: float) -> str | None:
+    def _bottleneck(self, ours: Stages, theirs: Stages, sent: float, elapsed: float) -> str | None:
         rate = sent / elapsed if elapsed > 0 else None
         limit = None if self._sender is None else self._sender.pace.rate
         return name_bottleneck(ours, theirs, rate=rate, limit=limit)
@@ -216,6 +220,8 @@ class Run:
     def ended(self, endings: Sequence[Ended]) -> None:
         for each in endings:
             ending = _ending(each)
+            sent = each.sent / each.share if each.share else 0
+            ending.bottleneck = self._bottleneck(each.ours, each.theirs, sent, each.seconds)
             self.totals.add(ending)
             self._sent += each.sent
             if each.sent:
@@ -247,6 +253,13 @@ class Run:
 
 
 def _ending(ended: Ended) -> Ending:
+    ending = _outcome(ended)
+    ending.sender, ending.receiver = ended.ours.times(ended.share), ended.theirs.times(ended.share)
+    ending.retries = ended.retries
+    return ending
+
+
+def _outcome(ended: Ended) -> Ending:
     result = ended.result
     if result is not None:
         return Ending(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tdx.errors import TdxError
-from tdx.model import shown
+from tdx.model import Stages, shown
 from tdx.policy.exits import worst
 from tdx_cli.text import count_of, flush_said, rate_of, say, say_json, seconds_of, size_of
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 OUTCOMES: Final = {"published": "done", "identical": "identical", "skipped": "skipped"}
 """How an outcome of the engine is called in events."""
+
+
+LONG_SECONDS: Final = 5.0
+"""Who waited so long for a file is told what for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class Failure:
 class Ending:
     """How one file ended. ``event`` is one of done, identical, skipped, failed; the last has an
     ``error`` and neither ``root`` nor ``path``. ``together``: with other files, and ``seconds`` is
-    what they all took."""
+    what they all took. ``sender`` and ``receiver`` are the stage seconds of both ends, of files together this
+    one's share."""
 
     event: str
     name: str
@@ -52,6 +57,10 @@ class Ending:
     error: Failure | None = None
     together: bool = False
     reused_bytes: int = 0
+    sender: Stages = field(default_factory=Stages)
+    receiver: Stages = field(default_factory=Stages)
+    bottleneck: str | None = None
+    retries: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -61,7 +70,8 @@ class Ending:
 @dataclass(slots=True)
 class Totals:
     """The sum of the files that have ended, and apart from them of the folders and links that are at the
-    peer; ``refused`` are those that are not."""
+    peer; ``refused`` are those that are not. ``sender`` and ``receiver`` are the stage seconds of both ends,
+    ``bottleneck`` what all of it waited for."""
 
     files: int = 0
     folders: int = 0
@@ -74,9 +84,16 @@ class Totals:
         default_factory=lambda: dict.fromkeys(("done", "identical", "skipped", "failed"), 0)
     )
     codes: set[int] = field(default_factory=set[int])
+    sender: Stages = field(default_factory=Stages)
+    receiver: Stages = field(default_factory=Stages)
+    bottleneck: str | None = None
+    retries: int = 0
 
     def add(self, ending: Ending) -> None:
         self.files += 1
+        self.retries += ending.retries
+        self.sender.add(ending.sender)
+        self.receiver.add(ending.receiver)
         self.sent_bytes += ending.sent_bytes
         self.resumed_bytes += ending.resumed_bytes
         self.reused_bytes += ending.reused_bytes
@@ -141,6 +158,15 @@ class Report:
         """All of several files have ended, in ``seconds`` together."""
 
 
+def waiting(of: Ending | Totals) -> dict[str, object]:
+    """Where the time went, as it stands in events."""
+    return {
+        "stages": {"sender": of.sender.took_time(), "receiver": of.receiver.took_time()},
+        "bottleneck": of.bottleneck,
+        "retries": of.retries,
+    }
+
+
 def json_interval(elapsed: float) -> float:
     """Often while it is short, seldom while it is long: 2 % of the time so far, in [0.1, 10] s."""
     return min(max(elapsed * 0.02, 0.1), 10.0)
@@ -197,6 +223,7 @@ class JsonReport(Report):
                 "root": ending.root,
                 "path": ending.path,
                 "error": None if error is None else error.document(),
+                **waiting(ending),
             }
         )
 
@@ -229,6 +256,7 @@ class JsonReport(Report):
                 "reused_bytes": totals.reused_bytes,
                 "seconds": round(seconds, 6),
                 "exit_code": worst(totals.codes),
+                **waiting(totals),
             }
         )
         self.flush()
@@ -270,6 +298,8 @@ class TextReport(Report):
         if ending.reused_bytes:
             taken = size_of(ending.reused_bytes)
             line += f", {size_of(ending.sent_bytes)} sent, {taken} taken from the earlier version"
+        if ending.bottleneck is not None and ending.seconds >= LONG_SECONDS:
+            line += f", limited by {ending.bottleneck}"
         return line
 
     def flush(self) -> None:

@@ -16,10 +16,15 @@ from itertools import accumulate
 from typing import Final, Protocol
 
 from tdx.model import Stages
+from tdx.policy.bottleneck import NAMES
 
 Labels = tuple[str, ...]
 
 # fmt: off
+STALLED_SECONDS: Final = 30
+UNKNOWN: Final = "unknown"
+"""What a transfer waited for that was too short to tell."""
+
 DURATION_BUCKETS: Final = (
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 5400.0, 7200.0, 10800.0,
@@ -31,6 +36,23 @@ THROUGHPUT_BUCKETS: Final = (
 )
 """Bytes per second."""
 # fmt: on
+
+
+class Discard(StrEnum):
+    """Why bytes of content that were received are not kept: the reasons of ``tdx_discarded_bytes_total``."""
+
+    HELD = "held"
+    """They were here already: in the upload, or as a file."""
+    BROKEN_OFF = "broken_off"
+    """Their body broke off, or was stopped, before what it brought was whole."""
+    MISMATCH = "mismatch"
+    """They lack the digest that their sender told."""
+    REFUSED = "refused"
+    """They came and could not be taken: too many, no space, no permission, a failing disk, no sense."""
+    INVALIDATED = "invalidated"
+    """They were held, and then found to be wrong or lost, or to be in the way of others."""
+    ABANDONED = "abandoned"
+    """They were held when their upload failed, expired, was cancelled, or was replaced by a newer run."""
 
 
 class Kind(StrEnum):
@@ -195,6 +217,9 @@ class Metrics:
         self.discarded_bytes = Counter(
             "tdx_discarded_bytes_total", "Bytes of file content received and not kept.", ("reason",)
         )
+        for reason in Discard:
+            self.discard(0, reason)
+        self.published_bytes = Counter("tdx_published_bytes_total", "Bytes of the files published.")
         self.resumes = Counter("tdx_resumes_total", "Uploads continued from a partial.")
         self.resumed_bytes = Counter(
             "tdx_resumed_bytes_total", "Bytes that were held already when an upload was continued."
@@ -222,8 +247,24 @@ class Metrics:
             "tdx_stage_seconds_total", "Time spent in each stage of moving bytes.", ("stage",)
         )
         self.add_stages(Stages())
+        self.bottleneck_seconds = Counter(
+            "tdx_bottleneck_seconds_total",
+            "Duration of the transfers that ended, by what they waited for.",
+            ("bottleneck",),
+        )
+        for name in (*NAMES, UNKNOWN):
+            self.bottleneck_seconds.add(0, (name,))
+        self.transfers_active = Gauge(
+            "tdx_transfers_active", "Uploads of which content arrives, or which are published, now."
+        )
+        self.transfers_stalled = Gauge(
+            "tdx_transfers_stalled", f"Active transfers that bring no byte for {STALLED_SECONDS} seconds."
+        )
         self.staging_bytes = Gauge("tdx_staging_bytes", "Bytes held for uploads that are not finished.")
         self.storage_free_bytes = Gauge("tdx_storage_free_bytes", "Bytes that may still be stored.")
+        self.storage_reserve_bytes = Gauge(
+            "tdx_storage_reserve_bytes", "Bytes of the filesystem that are to stay free."
+        )
         self.disk_waiting = Gauge(
             "tdx_disk_waiting_seconds", "How long the oldest call to a disk that does not answer has waited."
         )
@@ -233,6 +274,14 @@ class Metrics:
         """Add a pump's seconds to ``tdx_stage_seconds_total``."""
         for stage, seconds in spent.as_dict().items():
             self.stage_seconds.add(seconds, (stage,))
+
+    def discard(self, n: int, reason: Discard) -> None:
+        """``n`` bytes that were received are not kept."""
+        self.discarded_bytes.add(n, (reason.value,))
+
+    def waited_for(self, bottleneck: str | None, seconds: float) -> None:
+        """A transfer that took ``seconds`` has ended; None where it was too short to tell what for."""
+        self.bottleneck_seconds.add(seconds, (bottleneck or UNKNOWN,))
 
     def families(self) -> Iterator[Family]:
         """A snapshot of every series, each consistent in itself."""

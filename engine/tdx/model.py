@@ -178,5 +178,16 @@ class Stages:
         for stage in self.__slots__:
             setattr(self, stage, getattr(self, stage) + getattr(other, stage))
 
+    def at_least(self, other: Stages) -> Stages:
+        """Of each stage the greater figure."""
+        return Stages(*(max(getattr(self, stage), getattr(other, stage)) for stage in self.__slots__))
+
+    def times(self, factor: float) -> Stages:
+        return Stages(*(getattr(self, stage) * factor for stage in self.__slots__))
+
+    def took_time(self) -> dict[str, float]:
+        """The stages that took time, to a microsecond."""
+        return {stage: round(seconds, 6) for stage, seconds in self.as_dict().items() if seconds}
+
     def as_dict(self) -> dict[str, float]:
         return {stage: getattr(self, stage) for stage in self.__slots__}

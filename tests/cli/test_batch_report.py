@@ -79,6 +79,9 @@ def test_the_summary_has_every_part_and_their_sum(capsys: pytest.CaptureFixture[
         "reused_bytes": 0,
         "seconds": 2.5,
         "exit_code": 66,
+        "stages": {"sender": {}, "receiver": {}},
+        "bottleneck": None,
+        "retries": 0,
     }
     assert [each["outcome"] for each in parts] == ["failed", "unchanged"]
 

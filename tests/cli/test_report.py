@@ -7,10 +7,24 @@ import pytest
 from tdx.control.items import Folder, Item, Link, PartEnded
 from tdx.control.progress import Tally
 from tdx.errors import Exists
+from tdx.model import Stages
 from tdx_cli.report import Ending, Failure, JsonReport, Report, Several, TextReport, Totals, json_interval
 
 ROOT = "xxh3-128:4194304:" + "0" * 32
-DONE = Ending("done", "a", 3 << 30, 2 << 30, 1 << 30, 2.0, ROOT, "a (1)")
+DONE = Ending(
+    "done",
+    "a",
+    3 << 30,
+    2 << 30,
+    1 << 30,
+    2.0,
+    ROOT,
+    "a (1)",
+    sender=Stages(read=0.5),
+    receiver=Stages(write=1.25),
+    bottleneck="receiver disk",
+    retries=2,
+)
 FOLDER = Folder("/src/d", "d", 0, 0o755)
 LINK = Link("/src/l", "l", 0, "d")
 FAILED = Ending("failed", "b", None, 5, 0, 0.1, error=Failure.of(Exists("b: it is there")))
@@ -32,7 +46,8 @@ def test_a_result_line_has_these_keys_in_this_order(capsys: pytest.CaptureFixtur
     (line,) = lines(capsys)
     assert line == (
         '{"event":"done","name":"a","size":3221225472,"sent_bytes":2147483648,"resumed_bytes":1073741824,'
-        f'"reused_bytes":0,"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null}}'
+        f'"reused_bytes":0,"seconds":2.0,"root":"{ROOT}","path":"a (1)","error":null,'
+        '"stages":{"sender":{"read":0.5},"receiver":{"write":1.25}},"bottleneck":"receiver disk","retries":2}'
     )
 
 
@@ -42,7 +57,8 @@ def test_a_failure_says_why_in_its_error(capsys: pytest.CaptureFixture[str]) -> 
     assert line == (
         '{"event":"failed","name":"b","size":null,"sent_bytes":5,"resumed_bytes":0,"reused_bytes":0,'
         '"seconds":0.1,"root":null,"path":null,'
-        '"error":{"code":"exists","message":"b: it is there","exit_code":73}}'
+        '"error":{"code":"exists","message":"b: it is there","exit_code":73},'
+        '"stages":{"sender":{},"receiver":{}},"bottleneck":null,"retries":0}'
     )
 
 
@@ -64,6 +80,9 @@ def test_the_summary_counts_and_carries_the_worst_code(capsys: pytest.CaptureFix
         "reused_bytes": 0,
         "seconds": 4.0,
         "exit_code": 73,
+        "stages": {"sender": {"read": 1.0}, "receiver": {"write": 2.5}},
+        "bottleneck": None,
+        "retries": 4,
     }
 
 

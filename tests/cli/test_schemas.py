@@ -23,7 +23,8 @@ from tdx_cli.app import COMMANDS
 from tdx_cli.app import tdx as group
 
 STEP = "event step state text advice exit_code"
-RESULT = "event name size sent_bytes resumed_bytes reused_bytes seconds root path error"
+WAITED = "stages bottleneck retries"
+RESULT = f"event name size sent_bytes resumed_bytes reused_bytes seconds root path error {WAITED}"
 LINE = "time level logger message"
 
 OF = "item peer"
@@ -41,7 +42,7 @@ VERSION_1 = {
         "skipped": OF_FILE,
         "failed": OF_FILE,
         "part": f"event name outcome path error {OF}",
-        "summary": f"event batch {COUNTS} seconds items exit_code",
+        "summary": f"event batch {COUNTS} seconds items exit_code {WAITED}",
         "planned": f"event name size source error {OF}",
         "plan": "event batch items exit_code",
     },
@@ -68,7 +69,7 @@ VERSION_1 = {
         "given_up": f"{LINE} event owner outcome",
         "expired": f"{LINE} event owner upload name size held_bytes",
         "bundle": f"{LINE} event owner files published identical skipped failed errors received_bytes seconds"
-        " stages",
+        " stages sender_stages bottleneck",
         "refused": f"{LINE} event address request error reason",
         "held_back": f"{LINE} event count",
     },
@@ -88,7 +89,7 @@ VERSION_1 = {
         "skipped": RESULT,
         "failed": RESULT,
         "part": "event name outcome path error",
-        "summary": f"event {COUNTS} seconds exit_code",
+        "summary": f"event {COUNTS} seconds exit_code {WAITED}",
     },
     "trust": {"device": "event name key addresses added"},
     "whois": {"identity": "event provider user node tags capabilities owner own because"},
@@ -198,6 +199,9 @@ DONE = {
     "root": "xxh3-128:4194304:" + "0" * 32,
     "path": "f",
     "error": None,
+    "stages": {"sender": {"read": 0.1}, "receiver": {}},
+    "bottleneck": None,
+    "retries": 0,
 }
 
 
@@ -214,6 +218,9 @@ DONE = {
         {"error": {"code": "busy", "message": "", "exit_code": 75}},
         {"event": "failed", "root": None, "path": None, "error": {"code": "busy", "message": ""}},
         {"event": "failed", "root": None, "path": None, "error": None},
+        {"stages": {"sender": {}}},
+        {"stages": {"sender": {"rest": 1.0}, "receiver": {}}},
+        {"bottleneck": "the moon"},
     ],
     ids=" ".join,
 )

@@ -25,6 +25,7 @@ SERIES = {
     "tdx_received_bytes_total": ("counter", {"protocol"}),
     "tdx_sent_bytes_total": ("counter", set[str]()),
     "tdx_discarded_bytes_total": ("counter", {"reason"}),
+    "tdx_published_bytes_total": ("counter", set[str]()),
     "tdx_resumes_total": ("counter", set[str]()),
     "tdx_resumed_bytes_total": ("counter", set[str]()),
     "tdx_reused_bytes_total": ("counter", set[str]()),
@@ -34,10 +35,20 @@ SERIES = {
     "tdx_transfer_duration_seconds": ("histogram", {"le"}),
     "tdx_transfer_throughput_bytes_per_second": ("histogram", {"le"}),
     "tdx_stage_seconds_total": ("counter", {"stage"}),
+    "tdx_bottleneck_seconds_total": ("counter", {"bottleneck"}),
+    "tdx_transfers_active": ("gauge", set[str]()),
+    "tdx_transfers_stalled": ("gauge", set[str]()),
     "tdx_staging_bytes": ("gauge", set[str]()),
     "tdx_storage_free_bytes": ("gauge", set[str]()),
+    "tdx_storage_reserve_bytes": ("gauge", set[str]()),
     "tdx_disk_waiting_seconds": ("gauge", set[str]()),
     "tdx_hooks_total": ("counter", {"result"}),
+    "process_cpu_seconds_total": ("counter", set[str]()),
+    "process_resident_memory_bytes": ("gauge", set[str]()),
+    "process_virtual_memory_bytes": ("gauge", set[str]()),
+    "process_start_time_seconds": ("gauge", set[str]()),
+    "process_open_fds": ("gauge", set[str]()),
+    "process_max_fds": ("gauge", set[str]()),
 }
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

@@ -12,14 +12,14 @@ from tdx.control.hello import Hello
 from tdx.control.items import Folder
 from tdx.control.progress import receipt_of
 from tdx.control.push_bundle import _outcome_of
-from tdx.control.sending import OpenUpload, add_their_stages
+from tdx.control.sending import OpenUpload
 from tdx.control.tree_requests import _PART_VERDICTS, FileState, _verdict
 from tdx.data.entries import SmallFile
 from tdx.errors import ExtentsDiffer, OffsetMismatch, ProtocolError, TdxError
 from tdx.integrity import MIN_EXTENT, Root, digest_of
-from tdx.model import Stages
 from tdx.proto import problem
 from tdx.proto.head import Headers, format_request
+from tdx.proto.stages import stages_of
 
 LENGTH = 5 * MIN_EXTENT + 1
 
@@ -68,8 +68,7 @@ def answer(data: bytes) -> None:
         document = found.document()
     except ProtocolError:
         return
-    stages = Stages()
-    add_their_stages(stages, document.get("stages"))
+    stages = stages_of(document.get("stages"))
     assert all(math.isfinite(seconds) for seconds in stages.as_dict().values())
     for look in (_opened, _receipt, _hello, _bundled, _tree):
         try:

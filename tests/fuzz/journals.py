@@ -79,7 +79,7 @@ def _held_by_the_book(records: list[Record], length: int | None) -> RangeSet:
 
 
 def _take_in(extents: dict[int, _Extent], number: int, record: Record) -> None:
-    kind, a, b, _ = record
+    kind, a, b, *_ = record
     if kind is Kind.PIECE:
         extent = extents.setdefault(a // MIN_EXTENT, _Extent())
         extent.hole = False

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
 from typing import Final
 
 from tdx.control import events
 from tdx.control.file_fields import too_large
 from tdx.control.files import receipt_document
+from tdx.control.live import Live, bottleneck_of
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
+from tdx.control.received import held_back, reason_for
 from tdx.control.receiver import Receiver
 from tdx.control.replays import Incoming
+from tdx.control.upload_fields import told_by
 from tdx.data.buffers import BUFFERS
 from tdx.data.unpack import Entries
 from tdx.errors import (
     ConnectionLost,
+    DigestMismatch,
     LengthRequired,
     NoSpace,
     ProtocolError,
@@ -27,7 +32,8 @@ from tdx.errors import (
     UnsupportedMedia,
 )
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
-from tdx.model import Conflict, FileName, Receipt, Stages, UploadId
+from tdx.metrics import Discard
+from tdx.model import Conflict, FileName, Outcome, Receipt, Stages, UploadId
 from tdx.policy.rules import largest_file
 from tdx.proto import bundle as wire
 from tdx.proto import fields
@@ -58,16 +64,24 @@ async def receive(receiver: Receiver, exchange: Exchange) -> Response:
     try:
         try:
             await arrival.receive()
-        except (ConnectionLost, Stalled, Superseded):
+        except (ConnectionLost, Stalled, Superseded) as error:
+            arrival.rest = reason_for(error, incoming.cancel)
             # What has arrived whole need not come again, and its sender will ask.
             with contextlib.suppress(TdxError):
                 await exchange.keep_posted(arrival.publish())
             raise
+        except BaseException as error:
+            arrival.rest = reason_for(error, incoming.cancel)
+            raise
         results = await exchange.keep_posted(arrival.publish())
     finally:
         if not arrival.publishing:
-            await receiver.workers.on_disk(arrival.end)
-    return json_response(200, {"files": [_said(each) for each in results]})
+            try:
+                await receiver.workers.on_disk(arrival.end)
+            finally:
+                arrival.over([])
+    said = [_said(each) for each in results]
+    return json_response(200, {"files": said, "stages": arrival.stages.as_dict()})
 
 
 def _said(result: Result) -> dict[str, object]:
@@ -93,25 +107,31 @@ class Arrival:
         self._grant = exchange.grant
         self._most = largest_file(exchange.limits, exchange.grant, wire.MAX_ENTRY)
         self._results: list[Result | None] = []
+        self._arrived: list[int] = []
+        """Bytes of content of each, and of one more that has not ended."""
         self._kept: list[FileName] = []
         """The names of those that have no result yet, in order."""
-        self._stages = Stages()
-        self._began = perf_counter()
+        self.stages = Stages()
+        self._told = told_by(exchange)
+        self._began = asyncio.get_running_loop().time()
+        self._body: FileBody | None = None
         self._received = 0
         self._untold = 0
+        self.rest = Discard.REFUSED
+        """Why what is neither published nor judged by itself is not kept."""
+        receiver.arrivals.add(self)
         self.publishing = False
         """Publishing ends it, also when nobody waits for that any more."""
 
     async def receive(self) -> None:
         """Stage the entries of the body. Raises what broke it off."""
         exchange, metrics = self._exchange, self._receiver.metrics
-        body = await exchange.file_body(self._incoming.cancel)
+        body = self._body = await exchange.file_body(self._incoming.cancel)
         try:
             await exchange.connection.lend(lambda _: self._take_all(body), self._incoming.cancel)
         finally:
-            self._stages.limit += body.held
-            self._stages.receive -= min(body.held, self._stages.receive)
-            metrics.add_stages(self._stages)
+            self.stages, self._body = held_back(self.stages, body), None
+            metrics.add_stages(self.stages)
             self._tell_received()
         exchange.file_body_ended(body)
 
@@ -119,6 +139,31 @@ class Arrival:
         self._receiver.metrics.received_bytes.add(self._untold, (self._exchange.protocol,))
         self._received += self._untold
         self._untold = 0
+
+    @property
+    def silent_for(self) -> float:
+        """See :class:`tdx.control.receiver.Arriving`."""
+        body = self._body
+        return 0.0 if body is None else body.silent_for
+
+    def live(self) -> Live:
+        """See :class:`tdx.control.receiver.Arriving`."""
+        return Live(
+            upload=None,
+            owner=self._incoming.owner,
+            name=None,
+            size=None,
+            protocol=self._exchange.protocol,
+            began=self._began,
+            received=self._received + self._untold,
+            resumed=0,
+            held=self._received + self._untold,
+            stages=held_back(self.stages, self._body),
+            sender_stages=self._told,
+            streams=0 if self._body is None else 1,
+            silent_for=self.silent_for,
+            committing=self.publishing,
+        )
 
     # --- in the body's thread -----------------------------------------------------------
 
@@ -132,17 +177,21 @@ class Arrival:
         buffer = BUFFERS.take()
         started = perf_counter()
         try:
-            entries = Entries(readinto, buffer)
+            entries = Entries(readinto, buffer, self._came)
             with turn:
                 while (entry := entries.next()) is not None:
+                    self._arrived.append(0)
                     self._take(entry, entries)
-                    self._untold += entry.size
-                    if self._untold >= _TOLD_AT:
-                        self._tell_received()
         finally:
             BUFFERS.give(buffer)
-            stages = self._stages
+            stages = self.stages
             stages.receive += perf_counter() - started - stages.hash - stages.write
+
+    def _came(self, n: int) -> None:
+        self._arrived[-1] += n
+        self._untold += n
+        if self._untold >= _TOLD_AT:
+            self._tell_received()
 
     def _take(self, entry: wire.Entry, entries: Entries) -> None:
         earlier = self._earlier(entry.key)
@@ -178,7 +227,7 @@ class Arrival:
 
     def _stage(self, file: BundledFile, entries: Entries) -> TdxError | None:
         """Write the content and compare its digest; why it cannot be kept. Raises what ends the body."""
-        stages, staging = self._stages, self._staging
+        stages, staging = self.stages, self._staging
         failed: TdxError | None = None
         digest = b""
         hasher = None
@@ -228,7 +277,32 @@ class Arrival:
         self._staging.close()
         self._receiver.replays.leave(self._incoming)
 
+    def over(self, results: Sequence[Result]) -> None:
+        """It has ended with these results: what of it is not kept is counted."""
+        metrics, receiver = self._receiver.metrics, self._receiver
+        receiver.arrivals.discard(self)
+        left = self._received
+        for size, before, result in zip(self._arrived, self._results, results, strict=False):
+            left -= size
+            if isinstance(result, DigestMismatch):
+                metrics.discard(size, Discard.MISMATCH)
+            elif isinstance(result, TdxError):
+                metrics.discard(size, Discard.REFUSED)
+            elif before is not None or result.outcome is not Outcome.PUBLISHED:
+                metrics.discard(size, Discard.HELD)
+            else:
+                metrics.published_bytes.add(size)
+        metrics.discard(left, self.rest)
+
     async def _publish_permitted(self) -> list[Result]:
+        results: list[Result] = []
+        try:
+            results = await self._published()
+        finally:
+            self.over(results)
+        return results
+
+    async def _published(self) -> list[Result]:
         exchange, receiver = self._exchange, self._receiver
         try:
             await exchange.still_permitted()
@@ -241,15 +315,16 @@ class Arrival:
             raise
         started = perf_counter()
         ended = await receiver.workers.in_turn(self._incoming.owner, self._publish)
-        now = perf_counter()
-        spent = Stages(sync=now - started)
+        spent = Stages(sync=perf_counter() - started)
         receiver.metrics.add_stages(spent)
-        spent.add(self._stages)
+        self.stages.add(spent)
         receiver.published((each for each in ended if isinstance(each, Receipt)), exchange.identity)
         published = iter(ended)
         results = [next(published) if each is None else each for each in self._results]
         self._count(results)
-        events.bundle(self._incoming.owner, results, self._received, now - self._began, spent)
+        seconds = asyncio.get_running_loop().time() - self._began
+        receiver.metrics.waited_for(bottleneck_of(self._told, self.stages), seconds)
+        events.bundle(self._incoming.owner, results, self._received, seconds, self.stages, self._told)
         return results
 
     def _publish(self) -> list[Result]:

@@ -19,6 +19,7 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, Root, extent_count
+from tdx.metrics import Discard
 from tdx.model import MAX_REPAIR_ROUNDS, Claim, Conflict, FileName, Outcome, Receipt, Span, Stages, UploadSpec
 from tdx.proto.problem import INCONSISTENT_LENGTH
 from tdx.proto.receiver import UploadEvent, UploadState
@@ -119,9 +120,11 @@ async def _settle_identical(
     path = await session.at_length(find_identical, session.store, session.upload.spec, list(digests))
     if path is None:
         return None
+    received = session.upload.received
     receipt = await session.at_length(
         session.upload.settle, Outcome.IDENTICAL, path, root=root, verified=verified
     )
+    session.metrics.discard(received, Discard.HELD)
     session.machine.handle(UploadEvent.PUBLISH)
     return receipt
 
@@ -145,8 +148,12 @@ def find_identical(store: Store, spec: UploadSpec, digests: list[bytes]) -> str 
 
 
 async def _publish(session: Session, root: str, *, verified: bool) -> Receipt:
-    started = time.perf_counter()
+    started, received = time.perf_counter(), session.upload.received
     receipt = await session.at_length(session.upload.publish, root=root, verified=verified)
+    if receipt.outcome is Outcome.PUBLISHED:
+        session.metrics.published_bytes.add(receipt.size)
+    else:
+        session.metrics.discard(received, Discard.HELD)
     spent = Stages(sync=time.perf_counter() - started)
     session.brought.stages.add(spent)
     session.metrics.add_stages(spent)

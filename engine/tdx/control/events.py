@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
+from tdx.control.live import bottleneck_of
 from tdx.errors import TdxError
 from tdx.model import FileName, Identity, Outcome, Owner, Receipt, Stages, UploadId, shown
 
@@ -53,9 +54,11 @@ def _seconds(value: float) -> float:
     return round(value, 6)
 
 
-def _spent(stages: Stages) -> dict[str, float]:
-    """The stages that took time."""
-    return {stage: _seconds(took) for stage, took in stages.as_dict().items() if took}
+def _waited_for(sender: Stages | None, receiver: Stages) -> dict[str, object]:
+    return {
+        "sender_stages": None if sender is None else sender.took_time(),
+        "bottleneck": bottleneck_of(sender, receiver),
+    }
 
 
 def _of(upload: Upload) -> dict[str, object]:
@@ -111,7 +114,8 @@ def ended(
         "received_bytes": brought.bytes,
         "resumed_bytes": session.resumed,
         "seconds": _seconds(seconds),
-        "stages": _spent(brought.stages),
+        "stages": brought.stages.took_time(),
+        **_waited_for(session.told, brought.stages),
         "outcome": outcome,
     }
     text = f"{session.id} {outcome}: {said(session.upload.spec.name)}"
@@ -122,8 +126,10 @@ def ended(
         facts |= reason_of(why)
         text += f": {said(str(why) or type(why).__name__)}"
     text += f"; {brought.bytes} received, {session.resumed} resumed, in {seconds:.3f} s"
-    if stages := " ".join(f"{stage} {took:.3f}" for stage, took in _spent(brought.stages).items()):
+    if stages := " ".join(f"{stage} {took:.3f}" for stage, took in brought.stages.took_time().items()):
         text += f" ({stages})"
+    if facts["bottleneck"] is not None:
+        text += f", limited by {facts['bottleneck']}"
     _tell(logging.INFO, outcome, text, facts)
 
 
@@ -188,7 +194,12 @@ def left_alone(name: FileName, existing: Existing, outcome: Outcome) -> None:
 
 
 def bundle(
-    owner: Owner, results: Sequence[Receipt | TdxError], received: int, seconds: float, stages: Stages
+    owner: Owner,
+    results: Sequence[Receipt | TdxError],
+    received: int,
+    seconds: float,
+    stages: Stages,
+    sender_stages: Stages | None,
 ) -> None:
     """Files that came together: one line with their counts, and one for each where that is asked for."""
     if not uploads.isEnabledFor(logging.INFO):
@@ -207,7 +218,8 @@ def bundle(
         "errors": dict(errors),
         "received_bytes": received,
         "seconds": _seconds(seconds),
-        "stages": _spent(stages),
+        "stages": stages.took_time(),
+        **_waited_for(sender_stages, stages),
     }
     _tell(logging.INFO, "bundle", text, facts)
     if uploads.isEnabledFor(logging.DEBUG):

@@ -13,7 +13,7 @@ from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.reuse import base_size
 from tdx.control.session import Session
-from tdx.control.upload_fields import NO_STORE, PLAIN_EXPIRY, claims_of, limit, location, standing
+from tdx.control.upload_fields import NO_STORE, PLAIN_EXPIRY, claims_of, limit, location, standing, told_by
 from tdx.errors import (
     DigestMismatch,
     Exists,
@@ -26,10 +26,12 @@ from tdx.errors import (
     TooLarge,
 )
 from tdx.integrity import ALGORITHM, MAX_LENGTH, PART
-from tdx.model import Claim, Conflict, FileName, Outcome, Receipt, UploadSpec
+from tdx.metrics import Discard
+from tdx.model import Claim, Conflict, FileName, Outcome, Receipt, Stages, UploadSpec
 from tdx.policy.rules import largest_file
 from tdx.proto import fields
 from tdx.proto.resumable import parse_amount
+from tdx.proto.stages import FIELD, format_stages
 from tdx.store.port import Existing
 
 
@@ -44,8 +46,10 @@ def receipt_document(receipt: Receipt) -> dict[str, object]:
     }
 
 
-def receipt_response(receipt: Receipt, status: int = 200) -> Response:
-    return json_response(status, receipt_document(receipt))
+def receipt_response(receipt: Receipt, status: int = 200, stages: Stages | None = None) -> Response:
+    """``stages`` are the receiver's seconds of the run that ended with this."""
+    told = [] if stages is None else [(FIELD, format_stages(stages))]
+    return json_response(status, receipt_document(receipt), told)
 
 
 def left_alone(
@@ -88,7 +92,7 @@ async def _put(receiver: Receiver, exchange: Exchange, name: FileName) -> Respon
         receipt = await receiver.workers.on_disk(receiver.store.receipt_by_key, owner, key)
         if receipt is None:
             return await _put_whole(receiver, exchange, name)
-    await exchange.skip_small_body()
+    await _skip_small_body(receiver, exchange)
     return receipt_response(receipt)
 
 
@@ -110,6 +114,7 @@ async def _put_whole(receiver: Receiver, exchange: Exchange, name: FileName) -> 
         return answer
     with _precondition(exchange):
         session, _, _ = await receiver.sessions.open_for(spec, exchange.grant, resume=False)
+        session.heard(told_by(exchange))
         with session.in_use():
             try:
                 if announced:
@@ -156,8 +161,15 @@ async def _settled_before_body(receiver: Receiver, exchange: Exchange, spec: Upl
         raise Exists(f"{spec.name} exists")
     if outcome is None:
         return None
-    await exchange.skip_small_body()
+    await _skip_small_body(receiver, exchange)
     return left_alone(receiver, exchange, spec.name, existing, outcome)
+
+
+async def _skip_small_body(receiver: Receiver, exchange: Exchange) -> None:
+    """Read and drop the content of a file that is here already."""
+    came = await exchange.skip_small_body()
+    receiver.metrics.received_bytes.add(came, (exchange.protocol,))
+    receiver.metrics.discard(came, Discard.HELD)
 
 
 async def _find_there(receiver: Receiver, spec: UploadSpec) -> str | None:
@@ -244,7 +256,8 @@ async def complete(
             raise
         receiver.sessions.ended(session, receipt)
         receiver.published([receipt], exchange.identity)
-    response = receipt_response(receipt, 201 if receipt.outcome is Outcome.PUBLISHED else 200)
+    status = 201 if receipt.outcome is Outcome.PUBLISHED else 200
+    response = receipt_response(receipt, status, session.brought.stages)
     if exchange.resumable:
         if exchange.head.method != "PATCH":
             response.fields.append(location(session.id))

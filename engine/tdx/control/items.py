@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
+
+from tdx.model import Stages
 
 if TYPE_CHECKING:
     import os
@@ -84,7 +86,9 @@ class PartEnded:
 @dataclass(slots=True, eq=False)
 class Ended:
     """How one file ended: with a ``result``, or with an ``error`` (a TdxError, unless nobody
-    expected it). ``together``: it travelled with others, and ``seconds`` is what they took."""
+    expected it). ``together``: it travelled with others, and ``seconds``, ``ours`` and ``theirs`` (the stage
+    seconds of both ends) are what they took, ``share`` of it for this one; their ``retries`` are told with
+    the first of them."""
 
     item: Item
     size: int | None
@@ -95,6 +99,10 @@ class Ended:
     error: Exception | None = None
     together: bool = False
     reused: int = 0
+    ours: Stages = field(default_factory=Stages)
+    theirs: Stages = field(default_factory=Stages)
+    retries: int = 0
+    share: float = 1.0
 
 
 class Watch(Protocol):

@@ -239,8 +239,9 @@ class Exchange:
             self.connection.give_back(body.leftover)
         self.body_done = True
 
-    async def skip_small_body(self) -> None:
-        """Read and drop a body that is sure to come and costs less than a new connection."""
+    async def skip_small_body(self) -> int:
+        """Read and drop a body that is sure to come and costs less than a new connection; how many bytes."""
         length = self.head.framing.length
         if length is not None and length <= SKIPPED_AT_MOST and not self._expects_continue:
-            await self.small_body(SKIPPED_AT_MOST)
+            return len(await self.small_body(SKIPPED_AT_MOST))
+        return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tdx.errors import UploadBusy
@@ -24,7 +25,10 @@ class Parts:
     It is kept in memory only: what a restart forgets is sent again, as of any extent that had not ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[int], None] = lambda _: None) -> None:
+        """``lost(n)`` is called, in any thread, when ``n`` bytes that were written do not count any more; not
+        for those of an extent that is whole."""
+        self._lost = lost
         self._lock = threading.Lock()
         self._extents: dict[int, _Extent] = {}
 
@@ -36,7 +40,10 @@ class Parts:
             if found.complete or any(overlap(part, other) for other in found.writing):
                 raise UploadBusy(f"extent {extent} is being written by another connection", extent=extent)
             found.writing.append(part)
+            before = found.written.total()
             found.written.remove(part)
+            lost = before - found.written.total()
+        self._lost(lost)
 
     def wrote(self, extent: int, part: Span, whole: Span) -> bool:
         """Every byte of ``part`` is there; whether with it ``whole``, all of the extent, is."""
@@ -57,10 +64,13 @@ class Parts:
 
     def forget(self, extents: range | None = None) -> None:
         """Nothing of these extents, or of any, counts as written. Nobody writes there now."""
+        lost = 0
         with self._lock:
             for extent in list(self._extents):
                 if extents is None or extent in extents:
-                    del self._extents[extent]
+                    gone = self._extents.pop(extent)
+                    lost += 0 if gone.complete else gone.written.total()
+        self._lost(lost)
 
 
 def overlap(a: Span, b: Span) -> bool:

@@ -8,6 +8,7 @@ from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.reuse import Alike, PatchArrival, differing_blocks_in, span_in
 from tdx.control.session import Session
+from tdx.control.upload_fields import told_by
 from tdx.control.uploads import session_of
 from tdx.data.patch import PatchReceive
 from tdx.data.port import ReceiveHooks
@@ -111,25 +112,25 @@ async def patch(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
         extents = extents_of(span, session.upload.spec.extent_size)
         session.forget_parts([extents])
         await session.drop_beginnings(extents)
+        session.heard(told_by(exchange))
         body = writer.body = await exchange.file_body(writer.cancel)
-        arrival = PatchArrival(receiver.metrics, session, extents)
+        arrival = PatchArrival(receiver.metrics, session, writer.received, extents)
         hooks = ReceiveHooks(
             received=arrival.received,
             completed=lambda _span, _digest: None,
             broke_off=lambda _span, _digest: None,
-            discarded=lambda n: receiver.metrics.discarded_bytes.add(n, ("held",)),
+            discarded=arrival.dropped,
             turn=lambda: session.workers.turns.turn(session.owner, writer.cancel),
+            stages=arrival.came.stages,
         )
         reader = PatchReceive(body, session.upload, *_cut(session.upload.spec), hooks)
-        try:
+        with session.counted(writer):
             listed = await exchange.connection.lend(
                 lambda _: reader.receive(arrival.kept, writer.cancel), writer.cancel
             )
-        finally:
-            receiver.metrics.add_stages(reader.stages)
-        exchange.file_body_ended(body)
-        same = await exchange.keep_posted(session.at_length(arrival.verify, listed, writer.cancel.check))
-    return json_response(200, {"same": _pairs(same), "stages": reader.stages.as_dict()})
+            exchange.file_body_ended(body)
+            same = await exchange.keep_posted(session.at_length(arrival.verify, listed, writer.cancel.check))
+    return json_response(200, {"same": _pairs(same), "stages": arrival.came.stages.as_dict()})
 
 
 def _patched_span(exchange: Exchange, spec: UploadSpec) -> Span:

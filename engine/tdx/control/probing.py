@@ -74,7 +74,7 @@ class Probe:
                 seconds = await self._send(source, upload)
             finally:
                 withdrawn = await self._withdraw(upload)
-        return Probed(tally.sent, seconds, tally.ours, tally.theirs, withdrawn)
+        return Probed(tally.sent, seconds, tally.spent(), tally.theirs, withdrawn)
 
     async def _open(self) -> OpenUpload:
         self._opening = True

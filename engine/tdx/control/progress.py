@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from tdx.errors import ProtocolError
 from tdx.model import Outcome, Stages
+from tdx.proto.head import Headers
+from tdx.proto.stages import FIELD, format_stages, parse_stages, stages_of
 
 
 @dataclass(slots=True)
@@ -15,8 +19,8 @@ class Tally:
 
     ``total`` is None while the length is unknown. ``phase`` is one of ``connecting``,
     ``checking`` (hashing to see whether the file, or what of it, is there already), ``sending``,
-    ``committing``. ``ours`` and ``theirs`` are the stage seconds of both ends; the
-    receiver's arrive with its answers.
+    ``committing``. ``ours`` and ``theirs`` are the stage seconds of both ends, ours those of bodies that have
+    ended; the receiver's arrive with its answers.
     """
 
     total: int | None = None
@@ -28,6 +32,7 @@ class Tally:
     retries: int = 0
     ours: Stages = field(default_factory=Stages)
     theirs: Stages = field(default_factory=Stages)
+    _under_way: list[Stages] = field(default_factory=list[Stages], repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add_sent(self, n: int) -> None:
@@ -42,9 +47,43 @@ class Tally:
         with self._lock:
             self.checked += n
 
-    def add_stages(self, ours: Stages) -> None:
+    @contextlib.contextmanager
+    def under_way(self) -> Generator[Stages]:
+        """What the pump of one body is to add its seconds to: they count while it is on its way, and however
+        it ends."""
+        stages = Stages()
         with self._lock:
-            self.ours.add(ours)
+            self._under_way.append(stages)
+        try:
+            yield stages
+        finally:
+            with self._lock:
+                self._under_way = [each for each in self._under_way if each is not stages]
+                self.ours.add(stages)
+
+    def spent(self) -> Stages:
+        """``ours`` with those of bodies that are on their way."""
+        whole = Stages()
+        with self._lock:
+            for each in (self.ours, *self._under_way):
+                whole.add(each)
+        return whole
+
+    def told(self) -> list[tuple[str, str]]:
+        """The field that tells the receiver of them, once there is something to tell."""
+        value = format_stages(self.spent())
+        return [(FIELD, value)] if value else []
+
+    def hear(self, reported: object) -> None:
+        """Add the stage seconds of an answer, ignoring what cannot be the time of a known stage."""
+        self.theirs.add(stages_of(reported))
+
+    def hear_all(self, headers: Headers) -> None:
+        """The same of the answer to the end of an upload: it has those of all the run in a field, of bodies
+        too that had no answer."""
+        told = headers.get(FIELD.lower())
+        if told is not None:
+            self.theirs = self.theirs.at_least(parse_stages(told) or Stages())
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,12 +320,15 @@ class FilePush:
             *upload.fields,
             *extra,
             *self._whole,
+            *self._tally.told(),
             ("Upload-Length", str(self._length)),
             ("Content-Type", "application/octet-stream"),
         ]
         digests = b"".join(self._all_digests())
         try:
-            return await self._client.request("POST", upload.target + "/commit", request, digests)
+            answer = await self._client.request("POST", upload.target + "/commit", request, digests)
+            self._tally.hear_all(answer.headers)
+            return answer
         except StorageError as error:
             self._disk_failed = error
             raise

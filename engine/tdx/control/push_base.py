@@ -11,7 +11,7 @@ from typing import Final
 from tdx.control.client import Client
 from tdx.control.pace import Pace
 from tdx.control.progress import Tally
-from tdx.control.sending import OpenUpload, add_their_stages, first_of, parse_held
+from tdx.control.sending import OpenUpload, first_of, parse_held
 from tdx.data.patch import send_patch
 from tdx.data.port import Cancel
 from tdx.data.source import Source
@@ -196,33 +196,36 @@ class BasePush:
         runs = list(wire.runs_of(needed))
         cancel = Cancel()
 
-        def pump(sock: socket.socket) -> Stages:
-            return send_patch(
-                sock,
-                self._source.descriptor,
-                listed,
-                runs,
-                self._tally.add_sent,
-                self._pace.wait_for,
-                cancel,
-                self._client.stall_timeout,
-            )
-
         lies_in = Span(self._span(indices[0]).start, self._span(indices[-1]).end)
         fields = [
             *self._upload.fields,
+            *self._tally.told(),
             ("Content-Type", wire.MEDIA_TYPE),
             ("Content-Range", format_content_range(ContentRange(lies_in, self._length))),
         ]
         size = wire.patch_size(len(listed), runs)
-        answer, ours = await self._client.upload(
-            "POST", self._upload.target + "/patch", fields, size, pump, cancel
-        )
+        with self._tally.under_way() as stages:
+
+            def pump(sock: socket.socket) -> Stages:
+                return send_patch(
+                    sock,
+                    self._source.descriptor,
+                    listed,
+                    runs,
+                    self._tally.add_sent,
+                    self._pace.wait_for,
+                    cancel,
+                    self._client.stall_timeout,
+                    stages,
+                )
+
+            answer, ours = await self._client.upload(
+                "POST", self._upload.target + "/patch", fields, size, pump, cancel
+            )
         if ours is None:
             raise ProtocolError("the peer answered before it had the whole patch")
         document = answer.document()
-        self._tally.add_stages(ours)
-        add_their_stages(self._tally.theirs, document.get("stages"))
+        self._tally.hear(document.get("stages"))
         return self._whole(indices, document.get("same"))
 
     def _span(self, index: int) -> Span:

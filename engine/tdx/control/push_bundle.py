@@ -10,7 +10,6 @@ from tdx.control.client import Client
 from tdx.control.items import BUNDLED_MOST
 from tdx.control.pace import Pace
 from tdx.control.progress import PushResult, Tally, receipt_of
-from tdx.control.sending import add_their_stages
 from tdx.data.entries import EntriesSend, SmallFile
 from tdx.data.port import Cancel
 from tdx.errors import (
@@ -100,7 +99,8 @@ class BundlePush:
 
     async def _exchange(self, files: Sequence[SmallFile]) -> dict[str, object]:
         cancel = Cancel()
-        fields = [("Content-Type", MEDIA_TYPE), ("Tdx-Conflict", self._conflict.value)]
+        told = self._tally.told()
+        fields = [("Content-Type", MEDIA_TYPE), ("Tdx-Conflict", self._conflict.value), *told]
         if self._replay:
             fields.append(("Tdx-Replay", "?1"))
         await self._turn.acquire()
@@ -114,21 +114,21 @@ class BundlePush:
 
         self._tally.phase = "sending"
         try:
-            answer, ours = await self._client.upload(
-                "POST",
-                TARGET,
-                fields,
-                None,
-                lambda sock: self._pump.send(sock, files, cancel, self._client.stall_timeout),
-                cancel,
-                written=written,
-            )
+            with self._tally.under_way() as stages:
+                answer, ours = await self._client.upload(
+                    "POST",
+                    TARGET,
+                    fields,
+                    None,
+                    lambda sock: self._pump.send(sock, files, cancel, self._client.stall_timeout, stages),
+                    cancel,
+                    written=written,
+                )
         finally:
             if not waits_for_answer:
                 self._turn.release()
         if ours is None:
             raise ProtocolError("the peer answered before it had the whole bundle")
-        self._tally.add_stages(ours)
         return answer.document()
 
     def _unsettled(self, files: Sequence[SmallFile]) -> list[SmallFile]:
@@ -143,7 +143,7 @@ class BundlePush:
         answers = document.get("files")
         if not isinstance(answers, list) or len(cast("list[object]", answers)) != len(files):
             raise ProtocolError("the peer's answer does not fit the bundle; is it a tdx receiver?")
-        add_their_stages(self._tally.theirs, document.get("stages"))
+        self._tally.hear(document.get("stages"))
         seconds = asyncio.get_running_loop().time() - self._began
         damaged: dict[SmallFile, TdxError] = {}
         refused: dict[SmallFile, TdxError] = {}

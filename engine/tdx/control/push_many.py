@@ -270,7 +270,8 @@ class ManyPushes:
             error = raised
         size = tally.total if result is None else result.size
         ended = Ended(item, size, tally.sent, tally.resumed, _now() - began, result, error)
-        ended.reused = tally.reused
+        ended.reused, ended.retries = tally.reused, tally.retries
+        ended.ours, ended.theirs = tally.spent(), tally.theirs
         self._end([ended])
         self._watch.flush()
         if error is not None and not isinstance(error, TdxError):
@@ -299,13 +300,13 @@ class ManyPushes:
         left = dict(zip(items, files, strict=True))
         try:
             await push.run()
-            left = self._end_together(left, push.outcomes, began)
+            left = self._end_together(left, push.outcomes, tally, began)
         except NotBundled:
             self._bundles = False
         except asyncio.CancelledError:
             if self._stopped is None:
                 raise
-            left = self._end_together(left, push.outcomes, began)
+            left = self._end_together(left, push.outcomes, tally, began)
         finally:
             self._sender.count_bundle(push.outcomes.values(), tally)
         # What is no matter for a bundle, and what an older receiver is to get one by one.
@@ -317,7 +318,7 @@ class ManyPushes:
         self._watch.flush()
 
     def _end_together(
-        self, files: dict[Item, SmallFile], outcomes: dict[SmallFile, FileOutcome], began: float
+        self, files: dict[Item, SmallFile], outcomes: dict[SmallFile, FileOutcome], tally: Tally, began: float
     ) -> dict[Item, SmallFile]:
         """Tell how each file ended; those that have no outcome yet."""
         seconds = _now() - began
@@ -336,6 +337,10 @@ class ManyPushes:
                 )
             else:
                 endings.append(Ended(item, file.size, file.sent, 0, seconds, outcome, None, together=True))
+        ours, sent = tally.spent(), sum(each.sent for each in endings)
+        for at, each in enumerate(endings):
+            each.ours, each.theirs, each.retries = ours, tally.theirs, 0 if at else tally.retries
+            each.share = each.sent / sent if sent else 1 / len(endings)
         self._end(endings)
         self._watch.flush()
         return left

@@ -144,13 +144,15 @@ class StreamPush:
     async def _commit(self, upload: OpenUpload, length: int) -> Answer:
         fields = [
             *upload.fields,
+            *self._tally.told(),
             ("Upload-Length", str(length)),
             ("Content-Type", "application/octet-stream"),
         ]
         try:
-            return await self._client.request(
-                "POST", upload.target + "/commit", fields, b"".join(self._digests)
-            )
+            target = upload.target + "/commit"
+            answer = await self._client.request("POST", target, fields, b"".join(self._digests))
+            self._tally.hear_all(answer.headers)
+            return answer
         except StorageError as error:
             self._disk_failed = error
             raise

@@ -53,6 +53,7 @@ async def put_whole(
                     await asyncio.sleep(delay)
             answer = await client.request("PUT", target, sent_fields, bytes(content))
             tally.add_sent(len(content))
+            tally.hear_all(answer.headers)
             return answer
         # What the receiver has already, or refuses, need not travel.
         return await put_buffer(client, target, sent_fields, content, pace, tally, ask_first=True)
@@ -73,25 +74,30 @@ async def put_buffer(
 ) -> Answer:
     """One PUT whose body is in memory, written by a worker thread; ``seals``: the peer opens sealed ones."""
     cancel = Cancel()
-    hooks = SendHooks(sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for, most=pace.most)
+    told = [*fields, *tally.told()]
+    with tally.under_way() as stages:
+        hooks = SendHooks(
+            sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for, most=pace.most, stages=stages
+        )
 
-    def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
-        return send_buffer(sock, content, hooks, cancel, client.stall_timeout, seal)
+        def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
+            return send_buffer(sock, content, hooks, cancel, client.stall_timeout, seal)
 
-    answer, ours = await client.upload(
-        "PUT",
-        target,
-        fields,
-        len(content),
-        pump,
-        cancel,
-        ask_first=ask_first,
-        sealed=(lambda key: partial(pump, seal=key)) if seals else None,
-    )
+        answer, ours = await client.upload(
+            "PUT",
+            target,
+            told,
+            len(content),
+            pump,
+            cancel,
+            ask_first=ask_first,
+            sealed=(lambda key: partial(pump, seal=key)) if seals else None,
+        )
     if ours is None and answer.status == 201:
         raise ProtocolError("the peer answered before it had the whole body")
-    if ours is not None:
-        tally.add_stages(ours)
+    if answer.status == 200:
+        tally.hear(answer.document().get("stages"))  # of a range
+    tally.hear_all(answer.headers)
     return answer
 
 

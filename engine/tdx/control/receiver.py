@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tdx.config import ServeConfig
+from tdx.control.live import Live
 from tdx.control.on_receive import Programs
 from tdx.control.replays import Replays
 from tdx.control.sessions import Sessions
@@ -15,11 +17,22 @@ from tdx.control.tree_bodies import TreeBodies
 from tdx.control.workers import Workers
 from tdx.identity.registry import Identities
 from tdx.identity.tls import TlsIdentities
-from tdx.metrics import Metrics
+from tdx.metrics import STALLED_SECONDS, Metrics
 from tdx.model import Identity, Outcome, Receipt
 from tdx.policy.admission import Admission, Limits
 from tdx.policy.rules import Policy
 from tdx.store.port import Partial, Store
+
+
+class Arriving(Protocol):
+    """A bundle on its way."""
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which its sender has been waited for in vain. From any thread."""
+        ...
+
+    def live(self) -> Live: ...
 
 
 @dataclass(slots=True)
@@ -40,8 +53,24 @@ class Receiver:
     throttle: Throttle = field(default_factory=Throttle)
     names: frozenset[str] = frozenset()
     """What this machine is called on its meshes, in lower case."""
+    arrivals: set[Arriving] = field(default_factory=set["Arriving"])
+    """Bundles that are received or published now."""
     programs: Programs | None = None
     """What is run for each file that was published."""
+
+    def active(self) -> int:
+        """How many transfers are under way: uploads that are received or published now, and bundles. From
+        any thread."""
+        return self.sessions.active() + len(self.arrivals)
+
+    def stalled(self) -> int:
+        """How many of these have brought no byte for a while. From any thread."""
+        silent = (each.silent_for for each in list(self.arrivals))
+        return self.sessions.stalled() + sum(seconds >= STALLED_SECONDS for seconds in silent)
+
+    def live(self) -> list[Live]:
+        """Every upload that is open, and every bundle that is received, as they stand at this moment."""
+        return [*self.sessions.live(), *(each.live() for each in list(self.arrivals))]
 
     def published(self, receipts: Iterable[Receipt], identity: Identity | None) -> None:
         """Files have ended well just now, sent by ``identity`` (None: nobody remembers who it was). What was

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tdx.control.messages import Exchange
+from tdx.control.received import Received
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
 from tdx.control.stored import digest_at
 from tdx.data.port import DescriptorSink
 from tdx.errors import ProtocolError, TdxError
 from tdx.integrity import BUFFER_FOR_HASHING, block_digests, extent_span
-from tdx.metrics import Metrics
+from tdx.metrics import Discard, Metrics
 from tdx.model import Conflict, FileName, Span, UploadSpec
 from tdx.proto import fields
 from tdx.proto import patch as wire
@@ -89,7 +90,7 @@ class Alike:
                         self.same.append(span)
                 elif base is not None:
                     upload.take(base, span, self.go_on)
-                    if _record_if_equal(upload, span, digest):
+                    if _record_if_equal(upload, span, digest, reused=len(span)):
                         self.same.append(span)
                         self.taken += len(span)
         finally:
@@ -103,13 +104,13 @@ def _is_recorded(upload: Upload, index: int, digest: bytes) -> bool:
     return upload.digests.get(index) == digest
 
 
-def _record_if_equal(upload: Upload, span: Span, digest: bytes) -> bool:
-    """Record the extent if what is stored of it now has this digest."""
+def _record_if_equal(upload: Upload, span: Span, digest: bytes, *, reused: int) -> bool:
+    """Record the extent if what is stored of it now has this digest; ``reused`` of its bytes were here."""
     if digest_at(upload.read_at, span) != digest:
         return False
     if isinstance(upload, DescriptorSink):
         upload.wrote(span.start, len(span))
-    upload.record(Piece(span, digest))
+    upload.record(Piece(span, digest, reused))
     return True
 
 
@@ -133,11 +134,12 @@ def differing_blocks_in(upload: Upload, listed: list[tuple[int, memoryview]]) ->
 
 
 class PatchArrival:
-    """What one patch brings. ``received`` and ``kept`` are called in its body's thread."""
+    """What one patch brings. ``received``, ``dropped`` and ``kept`` are called in its body's thread."""
 
-    def __init__(self, metrics: Metrics, session: Session, extents: range) -> None:
+    def __init__(self, metrics: Metrics, session: Session, came: Received, extents: range) -> None:
+        """``came`` is added to."""
+        self.came = came
         self._metrics = metrics
-        self._session = session
         self._upload = session.upload
         self._extents = extents
         self._protocol = (session.protocol,)
@@ -145,8 +147,12 @@ class PatchArrival:
         """Bytes of content, of the extents that are written to."""
 
     def received(self, n: int) -> None:
-        self._session.brought.bytes += n
+        self.came.bytes += n
         self._metrics.received_bytes.add(n, self._protocol)
+
+    def dropped(self, n: int) -> None:
+        self.came.settled += n
+        self._metrics.discard(n, Discard.HELD)
 
     def kept(self, listed: Sequence[Listed]) -> Callable[[Span], bool]:
         held, spec = self._upload.held, self._upload.spec
@@ -172,13 +178,15 @@ class PatchArrival:
         same: list[Span] = []
         for index, digest in listed:
             go_on()
-            span = span_in(upload.spec, index)
+            span, brought = span_in(upload.spec, index), self._brought.get(index, 0)
+            reused = len(span) - brought
             if held.covers(span):
                 if _is_recorded(upload, index, digest):
                     same.append(span)
-            elif _record_if_equal(upload, span, digest):
+            elif _record_if_equal(upload, span, digest, reused=reused):
                 same.append(span)
-                self._metrics.reused_bytes.add(len(span) - self._brought.get(index, 0))
+                self.came.settled += brought
+                self._metrics.reused_bytes.add(reused)
             else:
                 self._metrics.digest_failures.add(1)
         return same

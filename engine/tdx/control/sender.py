@@ -122,7 +122,7 @@ class Sender:
         for result, count in ended.items():
             self.metrics.uploads.add(count, ("tdx", result))
         self.metrics.sent_bytes.add(tally.sent)
-        self.metrics.add_stages(tally.ours)
+        self.metrics.add_stages(tally.spent())
 
     async def _counted(self, push: FilePush | StreamPush, tally: Tally) -> PushResult:
         metrics, started = self.metrics, asyncio.get_running_loop().time()
@@ -143,4 +143,4 @@ class Sender:
             metrics.uploads.add(1, ("tdx", ended))
             metrics.transfer_duration.observe(asyncio.get_running_loop().time() - started)
             metrics.sent_bytes.add(tally.sent - sent)
-            metrics.add_stages(tally.ours)
+            metrics.add_stages(tally.spent())

@@ -55,8 +55,6 @@ PART_ROUND_TRIPS: Final = 4.0
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
 """What can stand in a target as it is."""
 
-_MOST_SECONDS: Final = 1e9
-
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
@@ -272,37 +270,41 @@ class Sending:
             if sent.start % size == 0 and (len(sent) == size or sent.end == self._upload.length):
                 record(sent, digest)
 
-        hooks = SendHooks(
-            sent=self._tally.add_sent, hashed=hashed, pace=self._pace.wait_for, most=self._pace.most
-        )
         extents = list(cut(span, size))
         used: list[socket.socket] = []
-
-        def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
-            used.append(sock)
-            self._sockets.add(sock)
-            return self._pump.send(
-                sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout, seal
-            )
-
         content_range = format_content_range(ContentRange(span, self._upload.length))
-        fields = [*self._upload.fields, ("Content-Range", content_range)]
-        try:
-            answer, ours = await self._client.upload(
-                "PUT",
-                self._upload.target,
-                fields,
-                len(span),
-                pump,
-                cancel,
-                sealed=(lambda key: partial(pump, seal=key)) if self._upload.seals else None,
+        fields = [*self._upload.fields, *self._tally.told(), ("Content-Range", content_range)]
+        with self._tally.under_way() as stages:
+            hooks = SendHooks(
+                sent=self._tally.add_sent,
+                hashed=hashed,
+                pace=self._pace.wait_for,
+                most=self._pace.most,
+                stages=stages,
             )
-        finally:
-            self._sockets.difference_update(used)
+
+            def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
+                used.append(sock)
+                self._sockets.add(sock)
+                return self._pump.send(
+                    sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout, seal
+                )
+
+            try:
+                answer, ours = await self._client.upload(
+                    "PUT",
+                    self._upload.target,
+                    fields,
+                    len(span),
+                    pump,
+                    cancel,
+                    sealed=(lambda key: partial(pump, seal=key)) if self._upload.seals else None,
+                )
+            finally:
+                self._sockets.difference_update(used)
         if ours is None:
             raise ProtocolError("the peer answered before it had the whole range")
-        self._tally.add_stages(ours)
-        add_their_stages(self._tally.theirs, answer.document().get("stages"))
+        self._tally.hear(answer.document().get("stages"))
 
     async def _held_after(self, error: TdxError, retrier: Retrier) -> RangeSet:
         """Wait as the policy says, then ask what the receiver holds; more than before
@@ -343,13 +345,3 @@ def first_of(failure: BaseException) -> BaseException:
     """The first plain exception in a group, however deep."""
     nested: Sequence[BaseException] = getattr(failure, "exceptions", ())
     return first_of(nested[0]) if nested else failure
-
-
-def add_their_stages(total: Stages, reported: object) -> None:
-    """Add the stage seconds of an answer, ignoring what cannot be the time of a known stage."""
-    if isinstance(reported, dict):
-        figures = cast("dict[str, object]", reported)
-        for stage in total.as_dict():
-            seconds = figures.get(stage)
-            if isinstance(seconds, int | float) and 0 <= seconds <= _MOST_SECONDS:
-                setattr(total, stage, getattr(total, stage) + float(seconds))

@@ -44,9 +44,12 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
     workers = Workers(bodies=config.limits.max_connections)
     sessions = Sessions(store, workers, metrics, pump)
     metrics.uploads_active.follow(lambda: float(len(sessions)))
+    metrics.transfers_active.follow(lambda: float(receiver.active()))
+    metrics.transfers_stalled.follow(lambda: float(receiver.stalled()))
+    metrics.storage_reserve_bytes.set(config.reserve)
     metrics.storage_free_bytes.follow(lambda: float(store.free_bytes()))
     metrics.staging_bytes.follow(lambda: float(store.staged_bytes()))
-    return Receiver(
+    receiver = Receiver(
         config=config,
         store=store,
         sessions=sessions,
@@ -58,6 +61,7 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
         policy=Policy(config.rules),
         throttle=Throttle(config.limit_rate),
     )
+    return receiver
 
 
 def _raise_descriptor_limit() -> None:

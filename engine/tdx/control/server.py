@@ -17,6 +17,8 @@ from tdx.control.receiver import Receiver
 from tdx.control.wire import readable
 from tdx.errors import TdxError
 from tdx.identity.port import Endpoint, Place
+from tdx.metrics import Discard
+from tdx.model import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class Server:
         """Recover the store, then listen; the addresses listened on."""
         for receipt in await self._receiver.workers.on_disk(self._receiver.store.recover):
             events.recovered(receipt)
+            if receipt.outcome is Outcome.PUBLISHED:
+                self._receiver.metrics.published_bytes.add(receipt.size)
             self._receiver.published([receipt], None)
         await self._receiver.sessions.discard_orphans()
         listeners = await self._receiver.workers.asked(self._listeners.open)
@@ -85,6 +89,7 @@ class Server:
                 if loop.time() - expired_at >= EXPIRY_SECONDS:
                     expired_at = loop.time()
                     for partial in await receiver.workers.on_disk(receiver.expire):
+                        receiver.metrics.discard(partial.received, Discard.ABANDONED)
                         events.expired(partial)
             except TdxError as error:
                 log.warning("housekeeping: %s", error)

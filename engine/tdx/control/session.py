@@ -8,13 +8,15 @@ import itertools
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from typing import Final, ParamSpec, TypeVar
 
-from tdx.control.messages import Exchange, digests_differ
+from tdx.control.live import Live
+from tdx.control.messages import Exchange
 from tdx.control.quotas import Quotas
-from tdx.control.receiving import Judgement, Received
+from tdx.control.received import Received, accounting, held_back
+from tdx.control.receiving import Judgement, hooks_for
 from tdx.control.stored import hash_stored
 from tdx.control.workers import Workers
 from tdx.control.writers import Writer, Writers
-from tdx.data.port import ReceiveHooks, Slot
+from tdx.data.port import Slot
 from tdx.data.probe import choose_receive
 from tdx.errors import (
     OffsetMismatch,
@@ -25,7 +27,6 @@ from tdx.errors import (
     TooLarge,
 )
 from tdx.integrity import (
-    ALGORITHM,
     MAX_EXTENTS,
     Hasher,
     cut,
@@ -33,11 +34,10 @@ from tdx.integrity import (
     extents_of,
     new_hasher,
 )
-from tdx.metrics import Metrics
-from tdx.model import Claim, Owner, Span, UploadId
-from tdx.policy.rules import largest_file
+from tdx.metrics import Discard, Metrics
+from tdx.model import Claim, Owner, Span, Stages, UploadId
 from tdx.proto.problem import INCONSISTENT_LENGTH
-from tdx.proto.receiver import UploadEvent, UploadMachine
+from tdx.proto.receiver import UploadEvent, UploadMachine, UploadState
 from tdx.store.port import Piece, Store, Upload
 
 P = ParamSpec("P")
@@ -72,7 +72,9 @@ class Session:
         self.last_used = self.started = asyncio.get_running_loop().time()
         """Seconds on the loop's clock; ``started`` is when the newest run opened the upload."""
         self.brought = Received()
-        """What arrived since then, and where the time went."""
+        """What arrived since then by bodies that have ended, and where the time went."""
+        self.told: Stages | None = None
+        """The seconds of the sender in this run, as far as it has told."""
         self.resumed = upload.held.total()
         """Bytes that were held before."""
         self.store = store
@@ -86,7 +88,8 @@ class Session:
         self._unused = asyncio.Event()
         self._unused.set()
         self._rechecking: asyncio.Task[None] | None = None
-        self._writers = Writers()
+        self._writers = Writers(lambda n: metrics.discard(n, Discard.BROKEN_OFF))
+        upload.tell_lost(lambda n: metrics.discard(n, Discard.INVALIDATED))
 
     @property
     def id(self) -> UploadId:
@@ -143,12 +146,55 @@ class Session:
     def restarted(self) -> None:
         """A new run has taken the upload over."""
         self.started = asyncio.get_running_loop().time()
-        self.brought, self.resumed = Received(), self.upload.held.total()
+        self.brought, self.told, self.resumed = Received(), None, self.upload.held.total()
         self.compared = False
         self._writers.parts.forget()
 
     def touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
+
+    def let_go(self) -> None:
+        """Nothing more is received; what came of extents that are not whole does not count."""
+        self._writers.parts.forget()
+
+    # --- what others see of it -----------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether content arrives, or it is being published. From any thread."""
+        return bool(self._writers) or self.machine.state is UploadState.COMMITTING
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which its senders have been waited for in vain. From any thread."""
+        return self._writers.silent_for()
+
+    def heard(self, told: Stages | None) -> None:
+        """Its sender says where its time went in this run so far. Of several streams an older word may come
+        after a newer one."""
+        if told is not None:
+            self.told = told if self.told is None else self.told.at_least(told)
+
+    def live(self) -> Live:
+        """How it stands at this moment, bodies that are on their way included."""
+        brought = self._writers.brought()
+        brought.add(self.brought)
+        return Live(
+            upload=self.id,
+            owner=self.owner,
+            name=self.upload.spec.name,
+            size=self.upload.spec.length,
+            protocol=self.protocol,
+            began=self.started,
+            received=brought.bytes,
+            resumed=self.resumed,
+            held=self.upload.held.total(),
+            stages=brought.stages,
+            sender_stages=self.told,
+            streams=len(self._writers),
+            silent_for=self.silent_for,
+            committing=self.machine.state is UploadState.COMMITTING,
+        )
 
     def check_epoch(self, epoch: int | None) -> None:
         """A tdx upload is only for its newest opener; generic clients have no epoch."""
@@ -189,7 +235,7 @@ class Session:
         self, writer: Writer, extents: range, expected: bytes | None, part_of: int | None = None
     ) -> Received:
         await self.drop_beginnings(extents)
-        judgement = Judgement(self.upload, self.metrics)
+        judgement = Judgement(self.upload, self.metrics, writer.received)
         slots = self._slots(writer.span)
         return await self._receive(writer, slots, judgement, expected=expected, part_of=part_of)
 
@@ -216,9 +262,8 @@ class Session:
             raise OffsetMismatch(
                 f"the upload stands at {offset}, not at {start}", offset=offset, provided=start
             )
-        judgement = Judgement(self.upload, self.metrics, claims)
         if length == 0:
-            judgement.check(None)
+            Judgement(self.upload, self.metrics, Received(), claims).check(None)
             return Received()
         end = ENDLESS if length is None else start + length
         whole = self.upload.spec.length
@@ -235,6 +280,7 @@ class Session:
             slots = self._slots(span)
             first = next(slots)
             first.hasher = carried
+            judgement = Judgement(self.upload, self.metrics, writer.received, claims)
             return await self._receive(writer, itertools.chain([first], slots), judgement)
 
     @property
@@ -291,80 +337,55 @@ class Session:
         expected: bytes | None = None,
         part_of: int | None = None,
     ) -> Received:
-        exchange, cancel, received = writer.exchange, writer.cancel, Received()
-        hooks = self._hooks(writer, received, judgement, expected, part_of)
+        exchange, cancel, received = writer.exchange, writer.cancel, writer.received
+        hooks = hooks_for(
+            writer,
+            self.upload,
+            self.metrics,
+            self._quotas,
+            judgement,
+            lambda: self.workers.turns.turn(self.owner, cancel),
+            protocol=self.protocol,
+            expected=expected,
+            wrote_part=None if part_of is None else lambda part: self._wrote_part(part_of, part),
+        )
         body = writer.body = await exchange.file_body(cancel)
         pump = choose_receive(self._pump, self.upload, body)
 
         def move() -> None:
-            with judgement.passed(writer.span.start, received):
-                received.stages = pump.receive(body, self.upload, slots, hooks, cancel)
+            with judgement.passed(writer.span.start):
+                pump.receive(body, self.upload, slots, hooks, cancel)
 
-        try:
+        with self.counted(writer):
             await exchange.connection.lend(lambda _: move(), cancel)
-        finally:
-            received.stages.limit += body.held
-            received.stages.receive -= min(body.held, received.stages.receive)
-            self.brought.add(received)
         exchange.file_body_ended(body)
-        self.metrics.add_stages(received.stages)
         return received
 
-    def _hooks(
-        self,
-        writer: Writer,
-        received: Received,
-        judgement: Judgement,
-        expected: bytes | None,
-        part_of: int | None,
-    ) -> ReceiveHooks:
-        size, upload, metrics = self.upload.spec.extent_size, self.upload, self.metrics
-        protocol, grant, quotas = (self.protocol,), writer.exchange.grant, self._quotas
-        most = largest_file(writer.exchange.limits, grant, MAX_EXTENTS * size)
-        start, length = writer.span.start, upload.spec.length
-        unknown = length is None and grant.quota is not None
+    @contextlib.contextmanager
+    def counted(self, writer: Writer) -> Generator[None]:
+        """Around the receiving of one body: what it brings is added up, however it ends."""
+        received = writer.received
+        try:
+            with accounting(received, self.metrics, writer.cancel):
+                yield
+        finally:
+            received.stages = held_back(received.stages, writer.body)
+            self.brought.add(received)
+            self.metrics.add_stages(received.stages)
+            writer.received, writer.body = Received(), None
 
-        def arrived(n: int) -> None:
-            received.bytes += n
-            metrics.received_bytes.add(n, protocol)
-            if length is not None and start + received.bytes > length:
-                raise Overrun(f"the upload ends at {length}: it is given up", type=INCONSISTENT_LENGTH)
-            if unknown:
-                quotas.take(upload, grant, n)
-
-        def discarded(n: int) -> None:
-            metrics.discarded_bytes.add(n, ("held",))
-            if unknown:
-                quotas.take(upload, grant, -n)
-
-        def completed(span: Span, digest: bytes) -> None:
-            index = span.start // size
-            if expected is not None and digest != expected:
-                metrics.digest_failures.add(1)
-                raise digests_differ(ALGORITHM, expected)
-            if span.end > most:
-                raise TooLarge(f"a file of more than {most} bytes")
-            if part_of is None:
-                judgement.record(Piece(Span(index * size, span.end), digest))
-            elif self._writers.parts.wrote(
-                index, span, whole := extent_span(index, upload.spec.length, size)
-            ):
-                # Nobody writes there any more: a part that came again would have begun anew.
-                hasher = new_hasher()
-                hash_stored(upload, whole, hasher)
-                upload.record(Piece(whole, hasher.digest()))
-
-        def broke_off(span: Span, digest: bytes) -> None:
-            if writer.in_order:
-                judgement.record(Piece(Span(span.start // size * size, span.end), digest))
-
-        return ReceiveHooks(
-            received=arrived,
-            completed=completed,
-            broke_off=broke_off,
-            discarded=discarded,
-            turn=lambda: self.workers.turns.turn(self.owner, writer.cancel),
-        )
+    def _wrote_part(self, index: int, part: Span) -> None:
+        whole = extent_span(index, self.upload.spec.length, self.upload.spec.extent_size)
+        if not self._writers.parts.wrote(index, part, whole):
+            return
+        # Nobody writes there any more: a part that came again would have begun anew.
+        try:
+            hasher = new_hasher()
+            hash_stored(self.upload, whole, hasher)
+            self.upload.record(Piece(whole, hasher.digest()))
+        except BaseException:
+            self.metrics.discard(len(whole), Discard.BROKEN_OFF)
+            raise
 
     async def cut_off_silent(self, span: Span) -> None:
         """See :meth:`tdx.control.writers.Writers.cut_off_silent`."""

@@ -11,11 +11,12 @@ from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from tdx.control import events
+from tdx.control.live import Live, bottleneck_of
 from tdx.control.quotas import Quotas
 from tdx.control.session import Session
 from tdx.control.workers import Workers
 from tdx.errors import Busy, NoSpace, NotFound, StorageError, Superseded, TdxError
-from tdx.metrics import Metrics
+from tdx.metrics import STALLED_SECONDS, Discard, Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.policy.rules import Grant
 from tdx.proto.receiver import UploadEvent
@@ -48,6 +49,18 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def active(self) -> int:
+        """Of how many content arrives, or which are being published. From any thread."""
+        return sum(session.active for session in list(self._open.values()))
+
+    def stalled(self) -> int:
+        """How many of these have brought nothing for a while. From any thread."""
+        return sum(session.silent_for >= STALLED_SECONDS for session in list(self._open.values()))
+
+    def live(self) -> list[Live]:
+        """Every upload that is open, as it stands at this moment."""
+        return [session.live() for session in list(self._open.values())]
 
     def busy(self) -> int:
         """How many are being received, compared or published now."""
@@ -245,7 +258,7 @@ class Sessions:
             if self._forget(session):
                 self._account(session, result, why=why)
             try:
-                await self._workers.on_disk(session.upload.discard)
+                self._metrics.discard(await self._workers.on_disk(session.upload.discard), Discard.ABANDONED)
             except NotFound:
                 return
             except StorageError:
@@ -258,6 +271,7 @@ class Sessions:
         mine = self._open.get(session.id) is session
         if mine:
             del self._open[session.id]
+            session.let_go()
             self.quotas.ended(session.owner, session.id)
         return mine
 
@@ -271,6 +285,7 @@ class Sessions:
         seconds = asyncio.get_running_loop().time() - session.started
         self._metrics.uploads.add(1, (session.protocol, result))
         self._metrics.transfer_duration.observe(seconds)
+        self._metrics.waited_for(bottleneck_of(session.told, session.brought.stages), seconds)
         received = session.brought.bytes
         if result == Outcome.PUBLISHED and received and seconds > 0:
             self._metrics.transfer_throughput.observe(received / seconds)
@@ -283,7 +298,7 @@ class Sessions:
             if partial.spec.key is not None and partial.spec.source_id is None:
                 try:
                     upload = await self._workers.on_disk(self._store.open, partial.upload)
-                    await self._workers.on_disk(upload.discard)
+                    self._metrics.discard(await self._workers.on_disk(upload.discard), Discard.ABANDONED)
                 except TdxError as error:
                     log.warning("the upload %s stays: %s", partial.upload, error)
 

@@ -7,10 +7,11 @@ from typing import Final
 
 from tdx.control.messages import Exchange
 from tdx.integrity import ALGORITHM, MAX_EXTENTS, MAX_LENGTH
-from tdx.model import Claim, UploadId, UploadSpec
+from tdx.model import Claim, Stages, UploadId, UploadSpec
 from tdx.policy.rules import largest_file
 from tdx.proto import fields
 from tdx.proto.resumable import format_limit
+from tdx.proto.stages import FIELD, parse_stages
 
 PLAIN_EXPIRY: Final = 86400.0
 """Idle lifetime in seconds of what a plain HTTP client left half-sent."""
@@ -23,6 +24,12 @@ _VERIFIABLE: Final = (ALGORITHM, "sha-256", "sha-512")
 def epoch_of(exchange: Exchange) -> int | None:
     epoch = exchange.headers("tdx-epoch")
     return None if epoch is None else fields.parse_integer(epoch)
+
+
+def told_by(exchange: Exchange) -> Stages | None:
+    """Where the sender says that its time has gone in this run so far."""
+    value = exchange.headers(FIELD.lower())
+    return None if value is None else parse_stages(value)
 
 
 def claims_of(exchange: Exchange, *names: str) -> tuple[Claim, ...]:

@@ -10,7 +10,7 @@ from tdx.control.files import receipt_response
 from tdx.control.messages import Exchange, Response, json_response
 from tdx.control.receiver import Receiver
 from tdx.control.session import Session
-from tdx.control.upload_fields import NO_STORE, claims_of, epoch_of, limit, standing
+from tdx.control.upload_fields import NO_STORE, claims_of, epoch_of, limit, standing, told_by
 from tdx.errors import (
     Exists,
     NotFound,
@@ -20,7 +20,7 @@ from tdx.errors import (
     VerificationFailed,
 )
 from tdx.integrity import ALGORITHM, DIGEST_SIZE, MAX_EXTENTS, MIN_EXTENT, PART, extent_count, extents_of
-from tdx.model import Claim, Receipt, Span, UploadId
+from tdx.model import Claim, Receipt, Span, Stages, UploadId
 from tdx.proto import fields
 from tdx.proto.receiver import UploadEvent
 
@@ -78,14 +78,10 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
     await receiver.sessions.admit(session, exchange.grant)
     await session.cut_off_silent(span)
     session = await session_of(receiver, exchange, upload)
+    session.heard(told_by(exchange))
     receive = session.receive_extents if _is_whole(session, span) else session.receive_part
     received = await receive(exchange, span, digest)
-    return json_response(
-        200,
-        {
-            "stages": received.stages.as_dict(),
-        },
-    )
+    return json_response(200, {"stages": received.stages.as_dict()})
 
 
 def _checked_span(session: Session, wanted: fields.ContentRange) -> Span:
@@ -139,7 +135,7 @@ async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
         raise ProtocolError(f"a commit's body is a run of {DIGEST_SIZE}-byte digests")
     digests = [body[at : at + DIGEST_SIZE] for at in range(0, len(body), DIGEST_SIZE)]
     check = exchange.headers("tdx-check")
-    receipt = await exchange.keep_posted(
+    receipt, stages = await exchange.keep_posted(
         _commit(
             receiver,
             exchange,
@@ -150,7 +146,7 @@ async def commit(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
             check_identical=check is not None and fields.parse_boolean(check),
         )
     )
-    return receipt_response(receipt)
+    return receipt_response(receipt, stages=stages)
 
 
 def _most_digests(found: Session | Receipt) -> int:
@@ -171,14 +167,16 @@ async def _commit(
     claims: Sequence[Claim],
     *,
     check_identical: bool,
-) -> Receipt:
+) -> tuple[Receipt, Stages | None]:
+    """With the receipt, the seconds of the run that it ends; None where it has ended before."""
     owner, epoch = exchange.identity.owner, epoch_of(exchange)
     receipt = await receiver.sessions.receipt(upload, owner, epoch)
     if receipt is not None:
-        return receipt
+        return receipt, None
     try:
         async with receiver.sessions.alone(upload, owner) as session:
             session.check_epoch(epoch)
+            session.heard(told_by(exchange))
             await exchange.still_permitted()
             # The policy may have been changed since the upload was created.
             exchange.grant.check_begun(session.upload.spec.name, session.upload.spec.conflict)
@@ -191,13 +189,13 @@ async def _commit(
                 raise
             receiver.sessions.ended(session, receipt)
             receiver.published([receipt], exchange.identity)
-            return receipt
+            return receipt, session.brought.stages
     except NotFound:
         # Another commit has published it meanwhile, or opening it again finished an intent.
         receipt = await receiver.sessions.receipt(upload, owner, epoch)
         if receipt is None:
             raise
-        return receipt
+        return receipt, None
 
 
 async def query(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Response:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from tdx.control.messages import Exchange, FileBody
 from tdx.control.parts import Parts, overlap
+from tdx.control.received import Received, held_back
 from tdx.data.port import Cancel
 from tdx.data.sockets import shut
 from tdx.errors import Busy, ConnectionLost, Interrupted, TdxError
@@ -26,27 +27,43 @@ APPEND_ENDS_SECONDS: Final = 1.0
 
 @dataclass(slots=True)
 class Writer:
-    """A body that is being received, and how to stop it. ``body`` is there once it is read."""
+    """A body that is being received, what it has brought, and how to stop it. ``body`` is there while it is
+    read."""
 
     exchange: Exchange
     span: Span
     in_order: bool
     cancel: Cancel = field(default_factory=Cancel)
+    received: Received = field(default_factory=Received)
     body: FileBody | None = None
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Writers:
-    """The writers of one upload. Used by the loop's thread only; ``parts`` by any."""
+    """The writers of one upload. Used by the loop's thread only; ``parts``, and what only looks, by any."""
 
-    def __init__(self) -> None:
-        self.parts = Parts()
+    def __init__(self, lost: Callable[[int], None]) -> None:
+        """``lost(n)`` is told of bytes of parts that came and do not count any more."""
+        self.parts = Parts(lost)
         self._leases = Leases()
         self._writers: dict[int, Writer] = {}
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._writers)
+
+    def brought(self) -> Received:
+        """What has come so far of the bodies that are on their way."""
+        whole = Received()
+        for writer in list(self._writers.values()):
+            whole.bytes += writer.received.bytes
+            whole.stages.add(held_back(writer.received.stages, writer.body))
+        return whole
+
+    def silent_for(self) -> float:
+        """Seconds for which all bodies that are on their way have been waited for in vain."""
+        bodies = [writer.body for writer in list(self._writers.values())]
+        return min((body.silent_for for body in bodies if body is not None), default=0.0)
 
     @contextlib.contextmanager
     def writing(

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter, time
 from typing import Final
 
@@ -73,12 +73,18 @@ class EntriesSend:
         self._hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace, most=piece)
 
     def send(
-        self, sock: socket.socket, files: Sequence[SmallFile], cancel: Cancel, stall_timeout: float
+        self,
+        sock: socket.socket,
+        files: Sequence[SmallFile],
+        cancel: Cancel,
+        stall_timeout: float,
+        stages: Stages | None = None,
     ) -> Stages:
-        """Send what can be read of ``files``; errors as for :class:`tdx.data.port.SendPump`, those of
-        the files apart, which :class:`SmallFile` tells."""
+        """Send what can be read of ``files``; errors and ``stages`` as for :class:`tdx.data.port.SendPump`,
+        errors of the files apart, which :class:`SmallFile` tells."""
         began, now = perf_counter(), time()
-        out = _Framing(sock, self._hooks, self._sent, cancel, stall_timeout)
+        stages = Stages() if stages is None else stages
+        out = _Framing(sock, replace(self._hooks, stages=stages), self._sent, cancel, stall_timeout)
         scratch = BUFFERS.take()
         content = 0
         try:
@@ -94,8 +100,8 @@ class EntriesSend:
         finally:
             BUFFERS.give(scratch)
             out.close()
-        out.stages.read = perf_counter() - began - out.stages.send - out.stages.limit
-        return out.stages
+            stages.read = perf_counter() - began - stages.send - stages.limit
+        return stages
 
 
 class _Framing:
@@ -109,7 +115,6 @@ class _Framing:
         cancel: Cancel,
         stall_timeout: float,
     ) -> None:
-        self.stages = Stages()
         self._sock = sock
         self._hooks = hooks
         self._sent = sent
@@ -146,8 +151,7 @@ class _Framing:
         buffer[:_SIZE_LINE_BYTES] = _SIZE_LINE % (at - _SIZE_LINE_BYTES)
         end = at + len(tail)
         buffer[at:end] = tail
-        stages = send_buffer(self._sock, buffer[:end], self._hooks, self._cancel, self._stall_timeout)
-        self.stages.add(stages)
+        send_buffer(self._sock, buffer[:end], self._hooks, self._cancel, self._stall_timeout)
         total = 0
         for file in self._framed:
             file.sent += file.size

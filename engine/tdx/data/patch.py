@@ -41,16 +41,18 @@ def send_patch(
     pace: Callable[[int], float],
     cancel: Cancel,
     stall_timeout: float,
+    stages: Stages | None = None,
 ) -> Stages:
     """Send a patch: ``runs`` of the file ``descriptor``, ascending, each at most ``MAX_RUN`` long.
-    ``sent(n)`` is told the bytes of content that went out. Errors as :class:`tdx.data.port.SendPump`."""
-    hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace)
-    stages, content = Stages(), 0
+    ``sent(n)`` is told the bytes of content that went out. Errors and ``stages`` as
+    :class:`tdx.data.port.SendPump`."""
+    stages, content = Stages() if stages is None else stages, 0
+    hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace, stages=stages)
     buffer = BUFFERS.take()
 
     def flush(end: int) -> None:
         nonlocal content
-        stages.add(send_buffer(sock, buffer[:end], hooks, cancel, stall_timeout))
+        send_buffer(sock, buffer[:end], hooks, cancel, stall_timeout)
         sent(content)
         content = 0
 
@@ -92,7 +94,7 @@ class PatchReceive:
 
     def __init__(self, body: Body, sink: Sink, length: int, extent_size: int, hooks: ReceiveHooks) -> None:
         """Of the hooks, ``received``, ``discarded`` and ``turn`` are used; the first two are told content."""
-        self.stages = Stages()
+        self.stages = hooks.stages
         self._body = body
         self._sink = sink
         self._length = length

@@ -179,7 +179,8 @@ class ReceiveHooks:
     slot's carried state included). ``broke_off(span, digest)``: the body ended or failed
     inside a slot after ``span`` (a beginning of it) had been written. ``discarded(n)``:
     bytes dropped. ``turn()`` is entered to write and to hash what has arrived, never while the
-    other end is waited for. The first two and the last may raise; that ends the pump.
+    other end is waited for. The first two and the last may raise; that ends the pump. ``stages`` grows while
+    the pump runs, and is right however it ends.
     """
 
     received: Callable[[int], None]
@@ -187,6 +188,7 @@ class ReceiveHooks:
     broke_off: Callable[[Span, bytes], None]
     discarded: Callable[[int], None]
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    stages: Stages = field(default_factory=Stages)
 
 
 class ReceivePump(Protocol):
@@ -196,7 +198,8 @@ class ReceivePump(Protocol):
     def receive(
         self, body: Body, sink: Sink, slots: Iterator[Slot], hooks: ReceiveHooks, cancel: Cancel
     ) -> Stages:
-        """Move one body into the sink, slot by slot, until the body ends or the slots do.
+        """Move one body into the sink, slot by slot, until the body ends or the slots do; the ``stages`` of
+        the hooks.
 
         Returns with every ``completed`` delivered and no thread of its own left, also
         when it raises. Checks the cancel before each write and each callback, so that
@@ -213,12 +216,14 @@ class SendHooks:
     ``sent(n)``: n bytes were handed to the kernel. ``hashed(span, digest)``: digest of
     a whole extent, from the bytes that were sent. ``pace(n)``: seconds over which the next
     n bytes are to be spread, asked once for them; ``most(n)``: for how many of the next n to ask at a time.
+    ``stages`` grows while the pump runs, and is right however it ends.
     """
 
     sent: Callable[[int], None]
     hashed: Callable[[Span, bytes], None]
     pace: Callable[[int], float] = field(default=lambda _: 0.0)
     most: Callable[[int], int] = field(default=lambda n: n)
+    stages: Stages = field(default_factory=Stages)
 
 
 class EarlyAnswer(Exception):
@@ -245,7 +250,7 @@ class SendPump(Protocol):
         seal: bytes | None = None,
     ) -> Stages:
         """Send these contiguous extents of the file, in order, hashing each; ``seal``: beneath TLS, sealed
-        under this key (:mod:`tdx.data.seal`).
+        under this key (:mod:`tdx.data.seal`); the ``stages`` of the hooks.
 
         Raises :class:`EarlyAnswer` when the socket turns readable between sends,
         SourceChanged when the file ends early, ConnectionLost, Stalled, or the

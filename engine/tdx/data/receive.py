@@ -43,7 +43,7 @@ class _Run:
     def __init__(
         self, body: Body, sink: Sink, hooks: ReceiveHooks, cancel: Cancel, buffer: memoryview
     ) -> None:
-        self.stages = Stages()
+        self.stages = hooks.stages
         self.ledger = SlotLedger(hooks, cancel)
         self._body = body
         self._sink = sink

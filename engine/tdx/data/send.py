@@ -55,9 +55,7 @@ class _Outlet:
     """The socket's side of sending: pacing, stalls, cancels, answers that come early."""
 
     def __init__(self, sock: socket.socket, hooks: SendHooks, cancel: Cancel, stall_timeout: float) -> None:
-        self.seconds = 0.0
-        self.paused = 0.0
-        """Seconds for which a rate limit held it back."""
+        self._stages = hooks.stages
         self._sock = sock
         self._hooks = hooks
         self._cancel = cancel
@@ -76,7 +74,7 @@ class _Outlet:
                 if delay > 0:
                     self._cancel.sleep(delay / pieces)
                 done = self._send_to(start + part * piece // pieces, done, emit)
-            self.paused += delay
+            self._stages.limit += delay
 
     def _send_to(self, end: int, done: int, emit: Emit) -> int:
         self._patience.begin()
@@ -94,7 +92,7 @@ class _Outlet:
                     raise
                 self._raise_lost(error)
             took = perf_counter() - started
-            self.seconds += took
+            self._stages.send += took
             self._fit_call_to_link(took)
             if n:
                 done += n
@@ -168,7 +166,7 @@ class _FileSender:
     def __init__(
         self, outlet: _Outlet, sock: socket.socket, descriptor: int, hooks: SendHooks, from_memory: EmitOf
     ) -> None:
-        self.stages = Stages()
+        self.stages = hooks.stages
         self._outlet = outlet
         self._sock = sock
         self._descriptor = descriptor
@@ -192,8 +190,6 @@ class _FileSender:
                 self._hooks.hashed(extent, hasher.digest())
         finally:
             BUFFERS.give(buffer)
-            self.stages.send += self._outlet.seconds
-            self.stages.limit += self._outlet.paused
 
     def _read(self, view: memoryview, offset: int) -> None:
         done = 0
@@ -347,4 +343,4 @@ def send_buffer(
     for start in range(0, len(view), WINDOW):
         window = view[start : start + WINDOW]
         outlet.send(len(window), from_memory(window))
-    return Stages(send=outlet.seconds, limit=outlet.paused)
+    return hooks.stages

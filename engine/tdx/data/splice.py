@@ -53,7 +53,7 @@ class _Run:
     """One body on its way through the pipe."""
 
     def __init__(self, body: RawBody, sink: DescriptorSink, hooks: ReceiveHooks, cancel: Cancel) -> None:
-        self.stages = Stages()
+        self.stages = hooks.stages
         self._ledger = SlotLedger(hooks, cancel)
         self._body = body
         self._sink = sink

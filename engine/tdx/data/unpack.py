@@ -24,8 +24,15 @@ class Entries:
     """Reads one bundle, in one thread, by the ``readinto`` of its body (:class:`tdx.data.port.Body`).
     ``buffer`` is its own while it reads."""
 
-    def __init__(self, readinto: Callable[[memoryview], int], buffer: memoryview) -> None:
+    def __init__(
+        self,
+        readinto: Callable[[memoryview], int],
+        buffer: memoryview,
+        received: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """``received(n)`` is told of each ``n`` bytes of content as they are handed out, or passed over."""
         self._readinto = readinto
+        self._received = received
         self._buffer = buffer
         self._start = 0
         self._end = 0
@@ -66,6 +73,7 @@ class Entries:
         if not 0 < size <= self._end - start:
             return self._parts()
         self._start, self._left = start + size, 0
+        self._received(size)
         return (self._buffer[start : start + size],)
 
     def _parts(self) -> Iterator[memoryview]:
@@ -75,6 +83,7 @@ class Entries:
             part = self._buffer[self._start : min(self._end, self._start + self._left)]
             self._start += len(part)
             self._left -= len(part)
+            self._received(len(part))
             yield part
 
     def _need(self, size: int) -> None:

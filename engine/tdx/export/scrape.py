@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
+    ProcessCollector,
     make_wsgi_app,  # pyright: ignore[reportUnknownVariableType]
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -77,6 +78,7 @@ def listen(metrics: Metrics, host: str, port: int) -> WSGIServer:
     """A bound, listening server; OSError where that fails. Not yet serving."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MetricsCollector(metrics))
+    ProcessCollector(registry=registry)
     family, _, _, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -11,6 +11,10 @@ RECEIVER_DISK: Final = "receiver disk"
 NETWORK: Final = "network"
 CPU: Final = "CPU"
 RATE_LIMIT: Final = "rate limit"
+SENDER_OR_NETWORK: Final = "sender or network"
+"""Where the sender has not said what it did."""
+
+NAMES: Final = (SENDER_DISK, RECEIVER_DISK, NETWORK, CPU, RATE_LIMIT, SENDER_OR_NETWORK)
 
 ENOUGH: Final = 0.2
 """Seconds of work of both ends together below which nothing is named: it would be chance."""
@@ -30,6 +34,8 @@ def name_bottleneck(
     while the network, or the receiver behind it, takes no more; ``receive`` blocks
     while the network, or the sender before it, brings nothing. Hence:
 
+    - the sync at the end, which nothing goes on beside, took longer than all the sender did: the
+      receiver's disk;
     - a rate that is at its limit, or a sender that spends most waiting for that: the limit;
     - the sender spends most in reading or hashing: it is never held up, so it is the slow
       one, by its disk or by its CPU;
@@ -42,6 +48,8 @@ def name_bottleneck(
     up; what nobody has reported counts as zero. While the receiver has reported nothing, a
     sender that waits says nothing about what for.
     """
+    if theirs.sync > max(ENOUGH, ours.read + ours.hash + ours.send + ours.limit):
+        return RECEIVER_DISK
     if rate is not None and limit is not None and rate >= AT_LIMIT * limit:
         return RATE_LIMIT
     if ours.limit > max(ENOUGH, ours.read, ours.hash, ours.send):
@@ -50,12 +58,25 @@ def name_bottleneck(
         return None
     if max(ours.read, ours.hash) > ours.send:
         return SENDER_DISK if ours.read >= ours.hash else CPU
-    disk = theirs.write + theirs.sync
-    if not theirs.receive and not theirs.hash and not disk and not theirs.limit:
+    if not any(theirs.as_dict().values()):
         return None
+    return _slowest_there(theirs, NETWORK)
+
+
+def name_without_sender(theirs: Stages) -> str | None:
+    """The bottleneck, as far as the receiver's seconds alone tell: of a sender that tells none, or none
+    yet."""
+    if sum(theirs.as_dict().values()) < ENOUGH:
+        return None
+    return _slowest_there(theirs, SENDER_OR_NETWORK)
+
+
+def _slowest_there(theirs: Stages, waiting: str) -> str:
+    """``waiting``: what the receiver waits for where it spends most in that."""
+    disk = theirs.write + theirs.sync
     slowest = max(theirs.receive, theirs.hash, disk)
     if theirs.limit > slowest:
         return RATE_LIMIT
     if slowest == disk:
         return RECEIVER_DISK
-    return NETWORK if slowest == theirs.receive else CPU
+    return waiting if slowest == theirs.receive else CPU

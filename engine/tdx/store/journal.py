@@ -23,7 +23,7 @@ from tdx.ranges import RangeSet
 from tdx.store.port import Piece
 
 VERSION: Final = 1
-_RECORD: Final = struct.Struct(">BB6xQQ16s")
+_RECORD: Final = struct.Struct(">BB2xIQQ16s")
 _CHECKSUM: Final = struct.Struct(">Q")
 RECORD_SIZE: Final = _RECORD.size + _CHECKSUM.size
 _NO_DIGEST: Final = bytes(DIGEST_SIZE)
@@ -40,12 +40,13 @@ class Kind(IntEnum):
 
 
 class Record(NamedTuple):
-    """One record; ``a``, ``b`` and ``digest`` mean what the constructors below say."""
+    """One record; ``a``, ``b``, ``digest`` and ``reused`` mean what the constructors below say."""
 
     kind: Kind
     a: int
     b: int = 0
     digest: bytes = _NO_DIGEST
+    reused: int = 0
 
     @classmethod
     def session(cls, session: Session) -> Record:
@@ -53,7 +54,7 @@ class Record(NamedTuple):
 
     @classmethod
     def piece(cls, piece: Piece) -> Record:
-        return cls(Kind.PIECE, piece.span.start, piece.span.end, piece.digest)
+        return cls(Kind.PIECE, piece.span.start, piece.span.end, piece.digest, piece.reused)
 
     @classmethod
     def invalidate(cls, first: int, end: int) -> Record:
@@ -92,6 +93,11 @@ class Entry(NamedTuple):
     piece: Piece
     session: Session
 
+    @property
+    def received(self) -> int:
+        """Bytes of it that have come over the network."""
+        return len(self.piece.span) - self.piece.reused
+
 
 def seed_of(upload: UploadId) -> int:
     """The chain's start: records of another upload's journal never fit."""
@@ -100,7 +106,7 @@ def seed_of(upload: UploadId) -> int:
 
 def encode(record: Record, chain: int) -> tuple[bytes, int]:
     """The record's bytes after a journal whose last checksum is ``chain``, and its own checksum."""
-    body = _RECORD.pack(record.kind, VERSION, record.a, record.b, record.digest)
+    body = _RECORD.pack(record.kind, VERSION, record.reused, record.a, record.b, record.digest)
     chain = xxhash.xxh3_64_intdigest(body, chain)
     return body + _CHECKSUM.pack(chain), chain
 
@@ -134,6 +140,8 @@ class State:
         self.epoch = 1
         self.session: Session | None = None
         self.held = RangeSet()
+        self.received = 0
+        """Bytes that are held and have come over the network."""
         self.zeros = RangeSet()
         """Indices of extents, as ranges: a sparse file has millions of them in a few holes."""
         self._doubted: set[int] = set()
@@ -217,14 +225,15 @@ class State:
 
     def fits(self, record: Record) -> bool:
         """Whether ``record`` makes sense as the next one."""
-        kind, a, b, digest = record
+        kind, a, b, digest, reused = record
         if kind is Kind.SESSION:
             return True
         if self.session is None:
             return False
         if kind is Kind.PIECE:
             whole = a + self.extent_size if self.length is None else min(a + self.extent_size, self.length)
-            return a % self.extent_size == 0 and a < b <= whole and len(digest) == DIGEST_SIZE
+            fits = a % self.extent_size == 0 and a < b <= whole and reused <= b - a
+            return fits and len(digest) == DIGEST_SIZE
         if kind is Kind.INVALIDATE:
             return a < b
         if kind is Kind.MARK:
@@ -233,9 +242,9 @@ class State:
 
     def apply(self, record: Record) -> None:
         """Take in the next record, which :meth:`fits`."""
-        kind, a, b, digest = record
+        kind, a, b, digest, reused = record
         if kind is Kind.PIECE:
-            self._add(Entry(Piece(Span(a, b), digest), self._session()))
+            self._add(Entry(Piece(Span(a, b), digest, reused), self._session()))
         elif kind is Kind.INVALIDATE:
             self._invalidate(a, b)
         elif kind is Kind.MARK:
@@ -260,9 +269,11 @@ class State:
         self._doubted.discard(index)
         if self.known(index):
             self.zeros.remove(Span(index, index + 1))
-            self._entries.pop(index, None)
+            if (replaced := self._entries.pop(index, None)) is not None:
+                self.received -= replaced.received
             self.held.remove(self._extent(index))
         if entry is not None:
+            self.received += entry.received
             self._entries[index] = entry
             self.held.add(entry.piece.span)
 
@@ -272,6 +283,7 @@ class State:
     def _invalidate(self, first: int, end: int) -> None:
         self.held.remove(Span(first * self.extent_size, end * self.extent_size))
         self._doubted = {index for index in self._doubted if not first <= index < end}
+        self.received -= sum(entry.received for index, entry in self._entries.items() if first <= index < end)
         for table in (self._entries, self._durable):
             for index in [index for index in table if first <= index < end]:
                 del table[index]
@@ -309,10 +321,10 @@ def replay(data: bytes, state: State, upload: UploadId) -> tuple[int, int]:
         (checksum,) = _CHECKSUM.unpack_from(data, at + _RECORD.size)
         if xxhash.xxh3_64_intdigest(body, chain) != checksum:
             break
-        kind, version, a, b, digest = _RECORD.unpack(body)
+        kind, version, reused, a, b, digest = _RECORD.unpack(body)
         if version != VERSION or kind not in _KINDS:
             break
-        record = Record(_KINDS[kind], a, b, digest)
+        record = Record(_KINDS[kind], a, b, digest, reused)
         if not state.fits(record):
             break
         state.apply(record)

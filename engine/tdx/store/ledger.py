@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tdx.errors import disk_failure
 from tdx.model import UploadSpec
@@ -30,6 +30,9 @@ class Ledger:
         self._name = spec.name
         self.writing = threading.Lock()
         self.lock = threading.Lock()
+        self._tell: Callable[[int], None] | None = None
+        self._lost = 0
+        """Bytes that nobody was told of yet."""
         self.state = State(spec.extent_size, spec.length, spec.holes)
         try:
             self._end, self._chain = replay(folder.read_journal(), self.state, folder.upload)
@@ -60,8 +63,33 @@ class Ledger:
         self._end = at
         self._chain = chain
         with self.lock:
+            before = self.state.received
             for record in records:
                 self.state.apply(record)
+            self._lost += max(0, before - self.state.received)
+            told = self._tell is not None
+        if told:
+            self._tell_lost()
+
+    def tell_lost(self, lost: Callable[[int], None]) -> None:
+        """See :meth:`tdx.store.port.Upload.tell_lost`."""
+        with self.lock:
+            self._tell = lost
+        self._tell_lost()
+
+    def lose_all(self) -> None:
+        """Nothing of what has come is held any more."""
+        with self.lock:
+            self._lost += self.state.received
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        with self.lock:
+            lost, tell = self._lost, self._tell
+            if tell is None or not lost:
+                return
+            self._lost = 0
+        tell(lost)
 
     def forget(self, extents: Iterable[int]) -> None:
         """Under ``writing``: say that of these extents nothing is held. NoSpace, StorageError."""

@@ -13,6 +13,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tdx.errors import NotFound, StorageError, TdxError, UploadBusy, disk_failure
@@ -24,7 +25,7 @@ from tdx.store.bundles import UNFINISHED_AGE, Bundles
 from tdx.store.datafile import DataFile, Disk
 from tdx.store.final_names import FinalNames
 from tdx.store.folders import Folder, Unreadable, remove
-from tdx.store.journal import Session
+from tdx.store.journal import Session, State, replay
 from tdx.store.ledger import Ledger
 from tdx.store.own import lock, open_folder, open_own, store_id
 from tdx.store.paths import OWN, Tree
@@ -341,20 +342,21 @@ class LocalStore:
             self._remove_unfinished(upload, now)
         elif is_idle(partial, now, older_than):
             with self._uploads.claimed(upload) as folder:
-                if self._expire_claimed(folder, now, older_than):
-                    return partial
+                return self._expire_claimed(folder, now, older_than)
         return None
 
-    def _expire_claimed(self, folder: Folder, now: float, older_than: float | None) -> bool:
+    def _expire_claimed(self, folder: Folder, now: float, older_than: float | None) -> Partial | None:
         # It may have been used, or published, between the look and the claim.
         partial = self._uploads.partial(folder.upload)
         if partial is None or not is_idle(partial, now, older_than):
-            return False
+            return None
         self._destination.recover(folder)
         if folder.data < 0:
-            return False
+            return None
+        state = State(partial.spec.extent_size, partial.spec.length, partial.spec.holes)
+        replay(folder.read_journal(), state, folder.upload)
         folder.remove()
-        return True
+        return replace(partial, received=state.received)
 
     def _remove_unfinished(self, upload: UploadId, now: float) -> None:
         """A crash while an upload was made or removed leaves a folder that is none."""

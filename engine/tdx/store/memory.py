@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from tdx.errors import NoSpace, NotFound, TdxError, UploadBusy
 from tdx.integrity import digest_of
@@ -183,8 +184,9 @@ class MemoryStore:
                 for partial in self.partials()
                 if not self.disk.staged[partial.upload].claimed and is_idle(partial, now, older_than)
             ]
-            for partial in removed:
-                del self.disk.staged[partial.upload]
+            for at, partial in enumerate(removed):
+                gone = self.disk.staged.pop(partial.upload)
+                removed[at] = replace(partial, received=gone.state.received)
             self.disk.receipts = {
                 upload: (receipt, lifetime)
                 for upload, (receipt, lifetime) in self.disk.receipts.items()

@@ -25,6 +25,7 @@ class MemoryUpload:
         self._id = upload
         self._staged = staged
         self._lock = threading.Lock()
+        self._lost: Callable[[int], None] = _nobody
         self._gate = Gate(staged.spec.name, self._lock)
 
     @property
@@ -58,6 +59,13 @@ class MemoryUpload:
     def suspects(self) -> frozenset[int]:
         with self._lock:
             return self._staged.state.suspects()
+
+    @property
+    def received(self) -> int:
+        return self._staged.state.received
+
+    def tell_lost(self, lost: Callable[[int], None]) -> None:
+        self._lost = lost
 
     @property
     def spoiled(self) -> bool:
@@ -153,10 +161,12 @@ class MemoryUpload:
             self._finish(receipt)
             return receipt
 
-    def discard(self) -> None:
+    def discard(self) -> int:
         with self._gate.alone():
+            received = self.received
             self._disk.remove(self._id)
             self._end()
+            return received
 
     def close(self) -> None:
         with contextlib.suppress(NotFound), self._gate.alone(wait=True):
@@ -174,7 +184,11 @@ class MemoryUpload:
         self._gate.end()
 
     def _apply(self, record: Record) -> None:
-        self._staged.state.apply(record)
+        state = self._staged.state
+        before = state.received
+        state.apply(record)
+        if state.received < before:
+            self._lost(before - state.received)
         self._staged.touched_at = self._disk.now()
 
     def _forget(self, extents: Iterable[int]) -> None:
@@ -207,3 +221,7 @@ class MemoryUpload:
         self._disk.keep(receipt, self.spec.expires_after)
         self._disk.remove(self._id)
         self._end()
+
+
+def _nobody(_: int) -> None:
+    """Nobody wants to know what is lost."""

@@ -38,6 +38,8 @@ class Partial:
     touched_at: float
     """Seconds since the Unix epoch at which it last changed."""
     staged_bytes: int
+    received: int = 0
+    """Bytes that came over the network, of one that was removed; nobody counts them before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Piece:
     """Bytes of one extent that were written, with the digest over exactly them.
 
     ``span`` starts on an extent boundary. It ends on the next one (or at the
-    length) when the extent is whole, earlier when an append broke off.
+    length) when the extent is whole, earlier when an append broke off. ``reused`` of its bytes were here
+    already, in another file; the others have come over the network.
     """
 
     span: Span
     digest: bytes
+    reused: int = 0
 
 
 class Base(Protocol):
@@ -107,6 +111,17 @@ class Upload(Protocol):
     def suspects(self) -> frozenset[int]:
         """Extents recorded under another boot: held, but to be read and hashed
         again (:meth:`recheck`) before publishing."""
+        ...
+
+    @property
+    def received(self) -> int:
+        """Bytes that are held and have come over the network: neither holes nor what was reused."""
+        ...
+
+    def tell_lost(self, lost: Callable[[int], None]) -> None:
+        """From now on ``lost(n)`` is called, in any thread, when ``n`` bytes that have come over the network
+        are no longer held; at once for those that were found to be lost when it was opened. What ends with
+        the upload is not told."""
         ...
 
     @property
@@ -182,8 +197,9 @@ class Upload(Protocol):
         (``identical``) or is to stay as it is (``skipped``). ``verified`` as in the receipt."""
         ...
 
-    def discard(self) -> None:
-        """End the upload and remove every byte of it."""
+    def discard(self) -> int:
+        """End the upload and remove every byte of it; how many of them had come over the network
+        (:attr:`received`)."""
         ...
 
     def close(self) -> None:

@@ -114,6 +114,14 @@ class LocalUpload:
             return self._state.suspects()
 
     @property
+    def received(self) -> int:
+        with self._lock:
+            return self._state.received
+
+    def tell_lost(self, lost: Callable[[int], None]) -> None:
+        self._ledger.tell_lost(lost)
+
+    @property
     def spoiled(self) -> bool:
         return self._gate.poison is not None
 
@@ -334,13 +342,15 @@ class LocalUpload:
             self._finish(settled)
             return settled.receipt
 
-    def discard(self) -> None:
+    def discard(self) -> int:
         with self._gate.alone():
+            received = self.received
             try:
                 self._folder.remove()
             except OSError as error:
                 raise disk_failure(f"{self._spec.name}: the partial cannot be removed", error) from error
             self._give_up()
+            return received
 
     def close(self) -> None:
         with contextlib.suppress(NotFound), self._gate.alone(wait=True):
@@ -351,6 +361,7 @@ class LocalUpload:
                 # Its journal claims what is lost, and cannot be made to say so.
                 with contextlib.suppress(OSError):
                     self._folder.remove()
+                    self._ledger.lose_all()
             self._give_up()
 
     def _settled(self, outcome: Outcome, path: str, root: str, *, verified: bool) -> Placed:

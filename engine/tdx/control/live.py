@@ -1,0 +1,54 @@
+"""A transfer as it stands at one moment, for whoever watches a receiver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tdx.model import FileName, Owner, Stages, UploadId
+from tdx.policy.bottleneck import name_bottleneck, name_without_sender
+
+
+def bottleneck_of(sender: Stages | None, receiver: Stages) -> str | None:
+    """What a transfer waits for; ``sender`` is None, or nothing but zeros, where its sender tells nothing, or
+    nothing yet. None: too short to tell."""
+    if sender is None or not any(sender.as_dict().values()):
+        return name_without_sender(receiver)
+    return name_bottleneck(sender, receiver)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One upload, or one bundle of small files, which has neither ``upload`` nor ``name``.
+
+    ``size`` is in bytes, None while it is unknown. ``began`` is when the newest run opened it, on the loop's
+    clock. ``received`` are the bytes that came since, those of bodies on their way included; ``resumed`` what
+    was held before, ``held`` what is now. ``stages`` are the receiver's seconds in this run,
+    ``sender_stages`` the sender's, as far as it has told (None: nothing). ``streams`` is how many bodies are
+    on their way, ``silent_for`` for how many seconds none of them has brought a byte. ``committing``: it is
+    compared, made durable and published.
+    """
+
+    upload: UploadId | None
+    owner: Owner
+    name: FileName | None
+    size: int | None
+    protocol: str
+    began: float
+    received: int
+    resumed: int
+    held: int
+    stages: Stages
+    sender_stages: Stages | None
+    streams: int
+    silent_for: float
+    committing: bool
+
+    @property
+    def active(self) -> bool:
+        """Whether something goes on: others are open, and their senders may come back."""
+        return self.streams > 0 or self.committing
+
+    @property
+    def bottleneck(self) -> str | None:
+        """What it waits for; None: too short to tell."""
+        return bottleneck_of(self.sender_stages, self.stages)
