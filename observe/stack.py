@@ -51,8 +51,8 @@ class Stack:
         reserved = reserve_port()
         processes.resources.callback(reserved.close)
         self.metrics = f"127.0.0.1:{reserved.getsockname()[1]}"
-        # With a program for received files, so that there are figures of those, too. The address of the metrics
-        # stays the same when it is started again.
+        # With a program for received files, so that there are figures of those, too. The address of its
+        # metrics stays the same when it is started again.
         self.receiver = processes.receiver(
             folder / "inbox",
             folder / "receiver",

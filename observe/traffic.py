@@ -10,7 +10,7 @@ from typing import Final
 
 from observe.stack import Stack
 from support.content import MIB, random_file
-from support.processes import Push
+from support.processes import Push, wait_until
 from support.received import below
 
 PEER: Final = "nas"
@@ -45,7 +45,7 @@ class Traffic:
     def resumed(self) -> None:
         """A push that is killed halfway and then goes on."""
         killed = self.begin("disk.img", 64 * MIB, "--limit-rate", "24M")
-        self._stack.receiver.await_staged(24 * MIB)
+        wait_until(lambda: _sent(killed) > 40 * MIB, "more than half has been sent")
         killed.kill()
         again = [str(self._files / "disk.img"), PEER, "--conflict", "overwrite", "--resume"]
         self._stack.processes.push(*again).ends(0, "done")
@@ -65,7 +65,7 @@ class Traffic:
         """What cron runs, with a file for node_exporter, while the receiver dies and is started again."""
         flags = ("--limit-rate", "16M", *self._textfile("nightly"), "--metrics-interval", "5m")
         push = self.begin("nightly.tar", 24 * MIB, *flags)
-        self._stack.receiver.await_staged(8 * MIB)
+        wait_until(lambda: _sent(push) > 8 * MIB, "some of it has been sent")
         self._stack.receiver.kill()
         self._stack.receiver.restart()
         push.ends(0, "done")
@@ -121,3 +121,9 @@ class Traffic:
     def close(self) -> None:
         self.heard()
         shutil.rmtree(self._files, ignore_errors=True)
+
+
+def _sent(push: Push) -> int:
+    """Bytes that a push that goes on has told so far."""
+    assert push.running, push.log()
+    return max((event.get("sent_bytes", 0) for event in push.events), default=0)

@@ -48,7 +48,7 @@ FOR_THE_MACHINE = block("sudo python3 -m venv /opt/tdx").splitlines()
 
 def test_these_are_all_there_are() -> None:
     assert len(blocks()) == 4
-    assert len(CRONTAB) == 3
+    assert len(CRONTAB) == 4
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ def nas(processes: Processes, home: Path, tmp_path: Path) -> Path:
     (home / "Documents" / "letters").mkdir(parents=True)
     (home / "Documents" / "letters" / "one").write_text("Dear")
     (home / "Documents" / "two").write_text("Sir")
+    (home / "metrics").mkdir()
     (home / ".config" / "tdx").mkdir(parents=True)
     (home / ".config" / "tdx" / "nightly.toml").write_text(BATCH)
     return receiver.folder
@@ -127,6 +128,8 @@ def test_a_line_of_the_crontab_sends_and_is_quiet_twice(line: str, home: Path, n
     else:
         assert received == {"backup.tar"}
     assert all((nas / name).stat().st_size for name in received)
+    told = "tdx_push_last_exit_code{" in "".join(path.read_text() for path in (home / "metrics").iterdir())
+    assert told == ("--metrics" in line)
 
 
 @pytest.mark.parametrize("line", CRONTAB)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tdx_cli.options import EVENTS, QUIET, config_option, state_option
+from tdx_cli.options import (
+    EVENTS,
+    METRICS_INTERVAL,
+    METRICS_PUSH,
+    METRICS_TEXTFILE,
+    QUIET,
+    config_option,
+    state_option,
+)
 from tdx_cli.values import TIMEOUT
 
 if TYPE_CHECKING:
@@ -15,6 +23,7 @@ if TYPE_CHECKING:
 
     from tdx.config.batch import Batch
     from tdx_cli.batching import Job
+    from tdx_cli.measuring import BatchMeasuring
 
 MACHINE_IDS: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 """Where a machine keeps an identifier that stays the same (machine-id(5))."""
@@ -29,6 +38,9 @@ MACHINE_IDS: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 @click.option("--timeout", type=TIMEOUT, metavar="TIME", help="End the whole run after this long.")
 @EVENTS
 @QUIET
+@METRICS_TEXTFILE
+@METRICS_PUSH
+@METRICS_INTERVAL
 @config_option()
 @state_option("Where digests, this device's key, the trusted devices and the batch's lock are kept.")
 def command(
@@ -41,6 +53,9 @@ def command(
     timeout: float | None,
     as_json: bool,
     quiet: bool,
+    metrics_textfile: Path | None,
+    metrics_push: str | None,
+    metrics_interval: float | None,
     config: Path | None,
     state: Path | None,
 ) -> int:
@@ -62,6 +77,7 @@ def command(
 
         return Preview(batch.name, as_json=as_json, quiet=quiet).run(jobs)
     import asyncio
+    from contextlib import ExitStack
 
     from tdx.config import load_identity, load_limit_rate, load_state
     from tdx_cli.batch_lock import only_run_of
@@ -79,10 +95,28 @@ def command(
         quiet=quiet,
     )
     limit = None if settings.timeout is None else settings.wait + settings.timeout
-    with only_run_of(batch.path, kept), Deadline(limit) as deadline, asyncio.Runner() as runner:
-        code = runner.run(BatchRun(batch, jobs, settings).run())
-        deadline.settle(code)
+    measuring = _measuring(batch, jobs, metrics_textfile, metrics_push, metrics_interval)
+    # Who does not run it, as another one does, has nothing to tell of it.
+    with only_run_of(batch.path, kept), ExitStack() as stack:
+        if measuring is not None:
+            stack.enter_context(measuring)
+        with Deadline(limit) as deadline, asyncio.Runner() as runner:
+            code = runner.run(BatchRun(batch, jobs, settings).run())
+            deadline.settle(code)
+        if measuring is not None:
+            measuring.code = code
     return code
+
+
+def _measuring(
+    batch: Batch, jobs: Sequence[Job], textfile: Path | None, url: str | None, interval: float | None
+) -> BatchMeasuring | None:
+    given = (textfile, url, interval, batch.metrics_textfile, batch.metrics_push)
+    if all(each is None for each in given):
+        return None
+    from tdx_cli.measuring import batch_measuring
+
+    return batch_measuring(batch, jobs, textfile, url, interval)
 
 
 def _jobs(batch: Batch, only: Sequence[str]) -> list[Job]:

@@ -24,12 +24,14 @@ STYLES: Final = {"failed": "red", "stopped": "yellow", "not begun": "yellow"}
 @dataclass(slots=True)
 class Part:
     """One item at one peer. ``began``: it was tried; ``stopped``: by a signal or a time limit; ``error``:
-    what kept it from pushing anything, or stopped it. ``seconds`` is what it took."""
+    what kept it from pushing anything, or stopped it. ``seconds`` is what it took, ``ended`` when it did, in
+    seconds since 1970; 0 where it has not."""
 
     item: str
     peer: str
     totals: Totals = field(default_factory=Totals)
     seconds: float = 0.0
+    ended: float = 0.0
     began: bool = False
     stopped: bool = False
     error: Failure | None = None

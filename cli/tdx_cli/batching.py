@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ class BatchRun:
                 warn(about + part.error.message)
         except Exception as error:
             part.error = Failure("internal", f"{type(error).__name__}: {error}", unexpected(error))
-        part.seconds = loop.time() - began
+        part.seconds, part.ended = loop.time() - began, time.time()
         return not part.exit_code
 
     async def _push_found(self, job: Job, peer: str, part: Part, about: str) -> None:

@@ -9,6 +9,7 @@ import threading
 from typing import Final, Self
 
 from tdx.errors import TimedOut
+from tdx_cli.stopping import end_at_once
 from tdx_cli.text import seconds_of
 
 GRACE: Final = 5.0
@@ -49,7 +50,7 @@ class Deadline:
     def _strike(self) -> None:
         if self._message is not None:
             _say_at_once(self._message)
-        os._exit(self._code)
+        end_at_once(self._code)
 
 
 def _say_at_once(message: str) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from tdx_cli.values import TIMEOUT
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -25,6 +27,21 @@ CONFLICT: Final = click.option(
     default="rename",
     show_default=True,
     help="What to do where the name is taken.",
+)
+
+
+METRICS_TEXTFILE: Final = click.option(
+    "--metrics-textfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write how it ended to FILE.prom, for node_exporter.",
+)
+METRICS_PUSH: Final = click.option("--metrics-push", metavar="URL", help="Tell a Pushgateway how it ended.")
+METRICS_INTERVAL: Final = click.option(
+    "--metrics-interval",
+    type=TIMEOUT,
+    metavar="TIME",
+    help="With either: how often this is meant to be run.",
 )
 
 

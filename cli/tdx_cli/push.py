@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tdx_cli.options import CONFLICT, EVENTS, QUIET, complete_path_or_peer, config_option, state_option
+from tdx_cli.options import (
+    CONFLICT,
+    EVENTS,
+    METRICS_INTERVAL,
+    METRICS_PUSH,
+    METRICS_TEXTFILE,
+    QUIET,
+    complete_path_or_peer,
+    config_option,
+    state_option,
+)
 from tdx_cli.values import SCHEDULE, TIMEOUT
 
 if TYPE_CHECKING:
     from tdx.control.patterns import Patterns
     from tdx.policy.bandwidth import RateSchedule
+    from tdx_cli.measuring import PushMeasuring
     from tdx_cli.report import Report
 
 LINKS = ("skip", "follow", "preserve")
@@ -97,6 +108,10 @@ class _InOrder(click.Command):
 @EVENTS
 @click.option("-v", "--verbose", is_flag=True, help="A line also for what is there already.")
 @QUIET
+@METRICS_TEXTFILE
+@METRICS_PUSH
+@click.option("--metrics-task", metavar="NAME", help="With either: what this is called at every run.")
+@METRICS_INTERVAL
 @config_option()
 @state_option("Where digests, this device's key and the trusted devices are kept.")
 @click.pass_context
@@ -123,6 +138,10 @@ def command(
     as_json: bool,
     verbose: bool,
     quiet: bool,
+    metrics_textfile: Path | None,
+    metrics_push: str | None,
+    metrics_task: str | None,
+    metrics_interval: float | None,
     config: Path | None,
     state: Path | None,
 ) -> int:
@@ -140,48 +159,63 @@ def command(
     *paths, given_peer = arguments
     import asyncio
     import os
+    from contextlib import ExitStack
 
     from tdx_cli import plan
 
-    plan.check(paths, name=name, resume=resume, digest=digest)
-    from tdx.config import load_identity, load_limit_rate, load_state
-    from tdx.control.resolve import Peer
-    from tdx.control.sender import SenderOptions
-    from tdx.model import Conflict, Links
-    from tdx_cli.deadline import Deadline
-    from tdx_cli.pushing import Run, Wishes
+    wanted = (metrics_textfile, metrics_push, metrics_task, metrics_interval)
+    measuring: PushMeasuring | None = None
+    with ExitStack() as stack:
+        if any(each is not None for each in wanted):
+            from tdx_cli.measuring import push_measuring
 
-    peer = Peer.parse(given_peer)
-    kept = state or load_state(config, os.environ)
-    several = len(paths) > 1 or (recursive and Path(paths[0]).is_dir())
-    wishes = Wishes(
-        peer=peer,
-        sender=SenderOptions(
-            limit_rate=load_limit_rate(config, os.environ) if limit_rate is None else limit_rate,
-            retries=retries,
-            stall_timeout=stall_timeout,
-            identity=load_identity(config, os.environ),
+            measuring = stack.enter_context(push_measuring(*wanted, given_peer))
+        plan.check(paths, name=name, resume=resume, digest=digest)
+        from tdx.config import load_identity, load_limit_rate, load_state
+        from tdx.control.resolve import Peer
+        from tdx.control.sender import SenderOptions
+        from tdx.model import Conflict, Links
+        from tdx_cli.deadline import Deadline
+        from tdx_cli.pushing import Run, Wishes
+
+        peer = Peer.parse(given_peer)
+        if measuring is not None:
+            measuring.peer = str(peer)
+        kept = state or load_state(config, os.environ)
+        several = len(paths) > 1 or (recursive and Path(paths[0]).is_dir())
+        wishes = Wishes(
+            peer=peer,
+            sender=SenderOptions(
+                limit_rate=load_limit_rate(config, os.environ) if limit_rate is None else limit_rate,
+                retries=retries,
+                stall_timeout=stall_timeout,
+                identity=load_identity(config, os.environ),
+                state=kept,
+            ),
             state=kept,
-        ),
-        state=kept,
-        conflict=Conflict(conflict),
-        resume=resume,
-        whole=whole,
-        streams=streams,
-        digest=digest,
-        pump=pump,
-        timeout=timeout,
-        quiet=quiet,
-        several=several,
-    )
-    report = _report(str(peer), as_json=as_json, quiet=quiet, several=several, verbose=verbose)
-    given = {"exclude": exclude, "include": include, "exclude_from": exclude_from}
-    patterns = _patterns(context.meta[ORDER], given)
-    items = plan.plan(paths, name=name, recursive=recursive, links=Links(links), patterns=patterns)
-    with Deadline(timeout) as deadline, asyncio.Runner() as runner:
-        code = runner.run(Run(wishes, report).push(items))
-        deadline.settle(code)
-    return code
+            conflict=Conflict(conflict),
+            resume=resume,
+            whole=whole,
+            streams=streams,
+            digest=digest,
+            pump=pump,
+            timeout=timeout,
+            quiet=quiet,
+            several=several,
+        )
+        report = _report(str(peer), as_json=as_json, quiet=quiet, several=several, verbose=verbose)
+        given = {"exclude": exclude, "include": include, "exclude_from": exclude_from}
+        patterns = _patterns(context.meta[ORDER], given)
+        items = plan.plan(paths, name=name, recursive=recursive, links=Links(links), patterns=patterns)
+        with Deadline(timeout) as deadline, asyncio.Runner() as runner:
+            run = Run(wishes, report)
+            if measuring is not None:
+                measuring.totals = run.totals
+            code = runner.run(run.push(items))
+            deadline.settle(code)
+        if measuring is not None:
+            measuring.code = code
+        return code
 
 
 def _patterns(order: Sequence[str], given: Mapping[str, Sequence[str]]) -> Patterns | None:

@@ -71,7 +71,7 @@ class Ending:
 class Totals:
     """The sum of the files that have ended, and apart from them of the folders and links that are at the
     peer; ``refused`` are those that are not. ``sender`` and ``receiver`` are the stage seconds of both ends,
-    ``bottleneck`` what all of it waited for."""
+    ``bottleneck`` what all of it waited for, ``held_bytes`` the size of the files that the peer has now."""
 
     files: int = 0
     folders: int = 0
@@ -80,6 +80,7 @@ class Totals:
     sent_bytes: int = 0
     resumed_bytes: int = 0
     reused_bytes: int = 0
+    held_bytes: int = 0
     events: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("done", "identical", "skipped", "failed"), 0)
     )
@@ -97,6 +98,8 @@ class Totals:
         self.sent_bytes += ending.sent_bytes
         self.resumed_bytes += ending.resumed_bytes
         self.reused_bytes += ending.reused_bytes
+        if ending.event in {"done", "identical"}:
+            self.held_bytes += ending.size or 0
         self.events[ending.event] += 1
         self.codes.add(ending.exit_code)
 

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Generator
 from types import FrameType
+from typing import Final, NoReturn
 
 from tdx.control.signals import SIGNALS, StopSignals
+
+_LAST_WORDS: Final[list[Callable[[int], object]]] = []
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End this process, whatever it waits for; only what :func:`last_words` has been told has its turn."""
+    for say in _LAST_WORDS:
+        say(code)
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[int], object]) -> Generator[None]:
+    """Inside, ``say(exit code)`` is called before this process is ended at once, in whatever thread does so.
+    It must not take long, and never raises."""
+    _LAST_WORDS.append(say)
+    try:
+        yield
+    finally:
+        _LAST_WORDS.remove(say)
 
 
 @contextlib.contextmanager
@@ -17,7 +39,7 @@ def told_of_signals(tell: Callable[[str], object]) -> Generator[None]:
     one ends the process. Afterwards none has an effect: nothing is left to stop, and the exit code tells
     what happened, not a late signal."""
     loop = asyncio.get_running_loop()
-    signals = StopSignals()
+    signals = StopSignals(end=end_at_once)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         # A second one ends the process here, not through the loop: that may be waiting for a thread

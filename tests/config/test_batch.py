@@ -55,6 +55,8 @@ def test_every_key_is_understood(file: Path) -> None:
         parallel = 3
         jitter = "15m"
         timeout = "6h"
+        metrics_textfile = "nightly.prom"
+        metrics_push = "http://localhost:9091"
         [defaults]
         peers = ["nas", "desk:8390"]
         conflict = "error"
@@ -77,9 +79,14 @@ def test_every_key_is_understood(file: Path) -> None:
         links = "preserve"
         exclude = ["*.tmp", "cache/"]
         include = ["keep.tmp"]
+        metrics_interval = "1d"
         """,
     )
     assert (batch.name, batch.parallel, batch.jitter, batch.timeout) == ("all of it", 3, 900.0, 21600.0)
+    assert (batch.metrics_textfile, batch.metrics_push) == (
+        file.parent / "nightly.prom",
+        "http://localhost:9091",
+    )
     (item,) = batch.items
     assert dataclasses.asdict(item) == {
         "name": "a",
@@ -101,6 +108,7 @@ def test_every_key_is_understood(file: Path) -> None:
         "links": "preserve",
         "exclude": ("*.tmp", "cache/"),
         "include": ("keep.tmp",),
+        "metrics_interval": 86400.0,
     }
 
 

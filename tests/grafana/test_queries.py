@@ -65,10 +65,9 @@ def all_queries() -> list[tuple[dict[str, Any], Query]]:
 
 def let_things_happen(stack: Stack, files: Path) -> None:
     with closing(Traffic(stack, files)) as traffic:
+        traffic.nightly()  # here the receiver dies
         traffic.silent()
         offsite = traffic.offsite()
-        traffic.nightly()  # the receiver dies
-        traffic.silent()
         began = time.monotonic()
         traffic.sizes()
         traffic.resumed()

@@ -31,7 +31,16 @@ from tdx.policy.bandwidth import RateSchedule
 from tdx.policy.retry import RetryPolicy
 from tdx.proto.names import check_name
 
-KEYS: Final = ("name", "parallel", "jitter", "timeout", "defaults", "item")
+KEYS: Final = (
+    "name",
+    "parallel",
+    "jitter",
+    "timeout",
+    "metrics_textfile",
+    "metrics_push",
+    "defaults",
+    "item",
+)
 DEFAULT_KEYS: Final = (
     "peer",
     "peers",
@@ -50,6 +59,7 @@ DEFAULT_KEYS: Final = (
     "links",
     "exclude",
     "include",
+    "metrics_interval",
 )
 """Of an item, those that may stand under ``[defaults]`` too."""
 
@@ -68,7 +78,8 @@ class BatchItem:
     variables and the file's folder stand for themselves alone. ``into`` is a folder at the peers, ``called``
     the name of the only source there. ``optional``: no matter that nothing is there to push. Times are in
     seconds; they and ``limit_rate`` are for each peer. Of ``exclude`` and ``include`` the last that matches
-    counts, all of the latter after the former."""
+    counts, all of the latter after the former. ``metrics_interval``: seconds between runs that are meant to
+    be."""
 
     name: str
     sources: tuple[str, ...]
@@ -89,12 +100,14 @@ class BatchItem:
     links: Links = Links.SKIP
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
+    metrics_interval: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A batch as its file says. ``path`` is absolute; ``parallel`` is how many items are on their way at
-    once; a run waits up to ``jitter`` seconds before it begins and ``timeout`` bounds what follows."""
+    once; a run waits up to ``jitter`` seconds before it begins and ``timeout`` bounds what follows. How it
+    ended is written to ``metrics_textfile`` and sent to the Pushgateway at ``metrics_push``."""
 
     path: Path
     name: str
@@ -102,6 +115,8 @@ class Batch:
     parallel: int = 1
     jitter: float | None = None
     timeout: float | None = None
+    metrics_textfile: Path | None = None
+    metrics_push: str | None = None
 
 
 class Said(TypedDict, total=False):
@@ -123,6 +138,7 @@ class Said(TypedDict, total=False):
     links: Links
     exclude: tuple[str, ...]
     include: tuple[str, ...]
+    metrics_interval: float
 
 
 def load_batch(path: Path, env: Mapping[str, str]) -> Batch:
@@ -151,6 +167,8 @@ def load_batch(path: Path, env: Mapping[str, str]) -> Batch:
         parallel=table.whole_number("parallel", 1, MOST_PARALLEL) if "parallel" in table else 1,
         jitter=table.duration("jitter") if "jitter" in table else None,
         timeout=table.duration("timeout") if "timeout" in table else None,
+        metrics_textfile=table.location("metrics_textfile") if "metrics_textfile" in table else None,
+        metrics_push=table.text("metrics_push") if "metrics_push" in table else None,
     )
 
 
@@ -204,6 +222,8 @@ def _said(table: Table) -> Said:
         said["digest"] = table.choice("digest", DIGESTS)
     if "streams" in table:
         said["streams"] = table.whole_number("streams", 1, 64)
+    if "metrics_interval" in table:
+        said["metrics_interval"] = table.duration("metrics_interval")
     return said
 
 

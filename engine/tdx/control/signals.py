@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from tdx.errors import Interrupted
 
@@ -18,10 +18,13 @@ utilities sends its own to the process and then to the process group, which has 
 
 
 class StopSignals:
-    """What came so far. ``clock`` gives seconds that only grow."""
+    """What came so far. ``clock`` gives seconds that only grow; ``end`` ends the process with a code."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, end: Callable[[int], NoReturn] | None = None
+    ) -> None:
         self._clock = clock
+        self._end = end or os._exit
         self._first: tuple[int, float] | None = None
 
     def is_first(self, number: int) -> bool:
@@ -32,5 +35,5 @@ class StopSignals:
             return True
         first, at = self._first
         if number != first or self._clock() - at >= ECHO:
-            os._exit(Interrupted.exit_code)
+            self._end(Interrupted.exit_code)
         return False
