@@ -199,7 +199,12 @@ def _outcome(
         sent=totals.sent_bytes,
         resumed=totals.resumed_bytes,
         reused=totals.reused_bytes,
+        retries=totals.retries,
         files=dict(totals.events),
+        # All of them, so that none of an earlier run stays at a Pushgateway.
+        sender=totals.sender.as_dict(),
+        receiver=totals.receiver.as_dict(),
+        bottleneck=totals.bottleneck,
         interval=interval,
     )
 

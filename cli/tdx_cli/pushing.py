@@ -96,11 +96,8 @@ class Run:
         """Tell what all of it came to; the exit code."""
         if self._stopped is not None:
             self.totals.codes.add(self._stopped.exit_code)
-        now = asyncio.get_running_loop().time()
-        totals, elapsed = self.totals, now - (self._sending_since or now)
-        totals.bottleneck = self._bottleneck(totals.sender, totals.receiver, self._sent, elapsed)
         if self._wishes.several:
-            self._report.summary(totals, now - self._began)
+            self._report.summary(self.totals, asyncio.get_running_loop().time() - self._began)
         return worst(self.totals.codes)
 
     @property
@@ -229,6 +226,10 @@ class Run:
             self._report.ended(ending)
             if each.error is not None:
                 self._explain(each.item.name, each.error)
+        # At each, not at the end: what measures it may have to tell of it before that.
+        now, totals = asyncio.get_running_loop().time(), self.totals
+        elapsed = now - (self._sending_since or now)
+        totals.bottleneck = self._bottleneck(totals.sender, totals.receiver, self._sent, elapsed)
 
     def parts_ended(self, endings: Sequence[PartEnded]) -> None:
         for each in endings:

@@ -70,8 +70,8 @@ class Ending:
 @dataclass(slots=True)
 class Totals:
     """The sum of the files that have ended, and apart from them of the folders and links that are at the
-    peer; ``refused`` are those that are not. ``sender`` and ``receiver`` are the stage seconds of both ends,
-    ``bottleneck`` what all of it waited for, ``held_bytes`` the size of the files that the peer has now."""
+    peer; ``refused`` are those that are not. ``held_bytes`` is the size of the files that the peer has now,
+    ``sender`` and ``receiver`` the stage seconds of both ends, ``bottleneck`` what all of it waited for."""
 
     files: int = 0
     folders: int = 0

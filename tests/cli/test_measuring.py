@@ -28,7 +28,7 @@ TOLD = dict[tuple[str, str, str], float]
 
 
 def told(file: Path) -> TOLD:
-    """The values of series without further labels, by short name, task and peer."""
+    """The values by task, peer and short name, with the values of further labels behind it."""
     found: TOLD = {}
     for metric in text_string_to_metric_families(file.read_text()):
         for each in metric.samples:
@@ -36,8 +36,8 @@ def told(file: Path) -> TOLD:
             if each.labels.keys() == {"task", "peer"}:
                 found[name, each.labels["task"], each.labels["peer"]] = each.value
             else:
-                rest = [value for label, value in each.labels.items() if label not in {"task", "peer"}]
-                found[" ".join([name, *sorted(rest)]), each.labels["task"], each.labels["peer"]] = each.value
+                rest = [each.labels[label] for label in sorted(each.labels.keys() - {"task", "peer"})]
+                found[" ".join([name, *rest]), each.labels["task"], each.labels["peer"]] = each.value
     return found
 
 
@@ -69,6 +69,16 @@ def flags(file: Path) -> list[str]:
     return ["--metrics-textfile", str(file), "--metrics-task", "nightly"]
 
 
+def stages_in(file: Path, end: str) -> dict[str, float]:
+    """The stages of an end that took time."""
+    start = f"stage_seconds {end} "
+    return {
+        name.removeprefix(start): spent
+        for (name, _, _), spent in told(file).items()
+        if name.startswith(start) and spent
+    }
+
+
 # --- the ends of a push -------------------------------------------------------------
 
 
@@ -84,11 +94,31 @@ def test_a_success_and_what_is_there_already(
         assert value(file, "sent_bytes") == sent
         assert value(file, f"files {outcome}") == 1
         assert value(file, "interval_seconds") == 86400
+        assert value(file, "retries") == 0
+        for end, stage in (("sender", "hash"), ("sender", "send"), ("receiver", "write")):
+            spent = value(file, f"stage_seconds {end} {stage}")
+            assert spent is not None
+            assert spent > 0 or not sent
         success = value(file, "success_timestamp_seconds")
         assert success is not None
         assert before <= success <= time.time()
         assert success == value(file, "completion_timestamp_seconds")
     assert {peer for _, _, peer in told(file)} == {receiver.address}
+
+
+def test_stages_retries_and_bottleneck_are_those_of_the_events(
+    tdx: Tdx, receiver: RunningReceiver, source: Path, file: Path
+) -> None:
+    given = ("--json", "--limit-rate", "5M", *flags(file))
+    done = tdx("push", source, receiver.address, *given)
+    (*_, last) = map(json.loads, done.stdout.splitlines())
+    assert last["event"] == "done"
+    assert last["bottleneck"] == "rate limit"
+    assert value(file, "bottleneck rate limit") == 1
+    assert value(file, "bottleneck unknown") is None
+    assert value(file, "retries") == last["retries"]
+    for end in ("sender", "receiver"):
+        assert stages_in(file, end) == pytest.approx(last["stages"][end], abs=1e-3)
 
 
 def test_of_several_files_some_fail(tdx: Tdx, receiver: RunningReceiver, source: Path, file: Path) -> None:

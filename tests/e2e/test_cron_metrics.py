@@ -38,7 +38,7 @@ def fail_after_success(
     processes: Processes, receiver: Receiver, source: Path, page: Callable[[], str], task: str, *flags: str
 ) -> None:
     """Push, take the receiver away, push again: what is served keeps the success and has the failure."""
-    given = (source, receiver.address, "--metrics-task", task, *flags)
+    given: list[str | Path] = [source, receiver.address, "--metrics-task", task, *flags]
     processes.push(*given).ends(0)
     (success,) = values(page(), SUCCESS, task)
     assert values(page(), EXIT_CODE, task) == [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import random
+import re
 import socket
 import threading
 import time
@@ -42,13 +43,14 @@ Plan = Callable[[int], Fault | None]
 
 
 class CuttingProxy(Listening):
-    """Forwards to ``port``. ``forwarded`` counts the bytes that reached the receiver, ``returned`` those
-    that came from it."""
+    """Forwards to ``port``. ``forwarded`` counts the bytes that reached the receiver, ``content`` those of
+    them that were bodies of PUT requests, ``returned`` those that came from it."""
 
     def __init__(self, port: int, plan: Plan) -> None:
         self.port = port
         self.accepted = 0
         self.forwarded = 0
+        self.content = 0
         self.returned = 0
         self._plan = plan
         super().__init__("proxy")
@@ -79,6 +81,7 @@ class _Link:
         self._client = client
         self._server = server
         self._fault = fault
+        self._bodies = _Bodies()
         self._done = 0
         self._lock = threading.Lock()
         self._going = 2
@@ -126,6 +129,7 @@ class _Link:
         self._server.sendall(data)
         self._done += len(data)
         self._proxy.forwarded += len(data)
+        self._proxy.content += self._bodies.of_puts(data)
 
     def _flipped(self, data: bytes, fault: Fault) -> bytes:
         changed = bytearray(data)
@@ -179,6 +183,32 @@ class _Link:
     def _loses_answers(self) -> bool:
         fault = self._fault
         return fault is not None and fault.kind == "lose-answers" and self._done >= fault.after
+
+
+class _Bodies:
+    """Looks for the bodies in a stream of requests, all of which have a Content-Length."""
+
+    def __init__(self) -> None:
+        self._begun = b""
+        self._left = 0
+        self._put = False
+
+    def of_puts(self, data: bytes) -> int:
+        """How many of the next bytes are such."""
+        found = 0
+        while data:
+            if not self._left:
+                head, end, data = (self._begun + data).partition(b"\r\n\r\n")
+                self._begun = b"" if end else head
+                if end:
+                    length = re.search(rb"\r\ncontent-length: *([0-9]+)", head, re.IGNORECASE)
+                    self._left = int(length[1]) if length is not None else 0
+                    self._put = head.startswith(b"PUT ")
+            n = min(self._left, len(data))
+            found += n if self._put else 0
+            self._left -= n
+            data = data[n:]
+        return found
 
 
 def at_random(seed: int, connections: int, within: int, kinds: tuple[str, ...] = ("cut", "reset")) -> Plan:
