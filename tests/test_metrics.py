@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,8 @@ from tdx.metrics import (
     Sample,
 )
 from tdx.model import Stages
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 
 def family_of(metrics: Metrics, name: str) -> Family:
@@ -185,3 +188,40 @@ def test_every_stage_is_there_from_the_start_and_grows() -> None:
     assert metrics.stage_seconds.value(("read",)) == 2.5
     assert metrics.stage_seconds.value(("sync",)) == 0.5
     assert metrics.stage_seconds.value(("hash",)) == 0
+
+
+def documented(heading: str) -> list[list[str]]:
+    """The rows of the first table after a line of docs/metrics.md, cell by cell."""
+    text = DOCUMENT.read_text().partition(heading)[2].partition("\n|---")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[1:]]
+
+
+def test_each_series_is_documented_as_it_is_and_nothing_else() -> None:
+    families = list(Metrics("1.2.3").families())
+    told = {row[0]: (row[1], row[2]) for row in documented("# The metrics")}
+    assert told == {
+        f"`{family.name}`": (family.kind.value, ", ".join(f"`{label}`" for label in family.labels))
+        for family in families
+    }
+    assert len(documented("# The metrics")) == len(families)
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [
+        ("## Every byte", "tdx_discarded_bytes_total"),
+        ("## What transfers", "tdx_bottleneck_seconds_total"),
+    ],
+)
+def test_labels_of_a_closed_set_are_there_from_the_start_and_documented(heading: str, name: str) -> None:
+    samples = family_of(Metrics("1.2.3"), name).samples
+    assert {f"`{sample.labels[0]}`" for sample in samples} == {row[0] for row in documented(heading)}
+    assert all(sample.value == 0 for sample in samples)
+
+
+def test_a_transfer_too_short_to_tell_waited_for_something_unknown() -> None:
+    metrics = Metrics("1.2.3")
+    metrics.waited_for(None, 0.25)
+    metrics.waited_for("network", 2.0)
+    assert metrics.bottleneck_seconds.value(("unknown",)) == 0.25
+    assert metrics.bottleneck_seconds.value(("network",)) == 2.0

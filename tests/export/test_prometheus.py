@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import socket
 import subprocess
 import sys
@@ -234,3 +235,42 @@ def test_prometheus_client_is_not_imported_before_it_is_needed() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout == "[]\n"
+
+
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+    "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
+
+
+@pytest.mark.parametrize("accept", [OPENMETRICS, PROMETHEUS_2, PROMETHEUS_3])
+def test_whoever_knows_openmetrics_is_told_that_it_is(server: MetricsServer, accept: str) -> None:
+    content_type, text = scrape(server, accept)
+    kind, *parameters = (part.strip() for part in content_type.split(";"))
+    assert kind == "application/openmetrics-text"
+    assert {"version=1.0.0", "charset=utf-8"} <= set(parameters)
+    assert series_of(parse_openmetrics(text)) == SERIES
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "text/plain;version=0.0.4"])
+def test_everybody_else_gets_the_text_format_that_prometheus_3_accepts(
+    server: MetricsServer, accept: str
+) -> None:
+    content_type, text = scrape(server, accept)
+    assert content_type.startswith(("text/plain; version=0.0.4", "text/plain; version=1.0.0"))
+    assert series_of(list(parse_text(text))) == SERIES
+
+
+def test_prometheus_own_checker_finds_nothing_to_say(server: MetricsServer) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("there is no promtool; `make test-deps` installs what the tests call")
+    page = scrape(server)[1]
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

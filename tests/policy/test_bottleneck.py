@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdx.model import Stages
-from tdx.policy.bottleneck import ENOUGH, name_bottleneck
+from tdx.policy.bottleneck import ENOUGH, NAMES, name_bottleneck, name_without_sender
 
 SECONDS = st.floats(0, 1e6)
 STAGES = st.builds(Stages, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS)
-NAMES = {"sender disk", "receiver disk", "network", "CPU"}
+WITH_SENDER = set(NAMES) - {"sender or network"}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_no_limit_limits_nothing() -> None:
 @given(STAGES, STAGES, st.integers(2, 1000))
 def test_the_name_depends_on_proportions_only(ours: Stages, theirs: Stages, factor: int) -> None:
     name = name_bottleneck(ours, theirs)
-    assert name is None or name in NAMES
+    assert name is None or name in WITH_SENDER
     if name is not None:
         longer = [Stages(**{k: v * factor for k, v in each.as_dict().items()}) for each in (ours, theirs)]
         assert name_bottleneck(*longer) == name
@@ -76,3 +76,26 @@ def test_a_receiver_that_keeps_to_its_limit_is_named_by_it() -> None:
     assert name_bottleneck(Stages(send=8), Stages(limit=6)) == "rate limit"
     assert name_bottleneck(Stages(send=8), Stages(receive=1, write=7, limit=6)) == "receiver disk"
     assert name_bottleneck(Stages(read=8, send=1), Stages(limit=6)) == "sender disk"
+
+
+def test_a_sync_at_the_end_that_takes_longer_than_all_the_sender_did_is_the_receivers_disk() -> None:
+    quick = Stages(read=2, hash=1, send=1)
+    assert name_bottleneck(quick, Stages(receive=3, write=1, sync=5)) == "receiver disk"
+    assert name_bottleneck(quick, Stages(receive=3, write=1, sync=3)) == "sender disk"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        (Stages(receive=5, hash=1, write=2), "sender or network"),
+        (Stages(receive=2, hash=1, write=2, sync=1), "receiver disk"),
+        (Stages(receive=2, hash=5, write=2), "CPU"),
+        (Stages(receive=2, hash=1, write=2, limit=3), "rate limit"),
+        (Stages(receive=ENOUGH / 3), None),
+        (Stages(), None),
+    ],
+)
+def test_without_a_word_from_the_sender_the_receivers_own_stages_tell(
+    theirs: Stages, name: str | None
+) -> None:
+    assert name_without_sender(theirs) == name
