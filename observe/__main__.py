@@ -75,9 +75,14 @@ def _observe(seconds: float | None, plots: Path | None, *, pause: float) -> int:
                     if seconds is not None and time.time() - began >= seconds:
                         break
             if plots is not None:
+                from observe.answers import Answers
                 from observe.plots import draw
 
-                for path in draw(stack.prometheus, began, time.time(), plots):
+                end = time.time()
+                answers = Answers(
+                    stack.prometheus, began, end, interval=1, step=max(1, round((end - began) / 100))
+                )
+                for path in draw(answers, plots):
                     print(f"observe: {path}")
     return 0
 

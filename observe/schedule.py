@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from observe.traffic import Traffic
+from support.processes import Push
 
 STEP: Final = 0.25
 
@@ -14,9 +16,9 @@ STEP: Final = 0.25
 def rounds(traffic: Traffic, *, pause: float) -> Iterator[None]:
     """Without end, one thing after the other, with a pause of so many seconds after each. Yields now and
     then, and what is on its way goes on meanwhile."""
-    traffic.silent()
     number = 0
     while True:
+        offsite = traffic.offsite()
         steps: list[Callable[[], None]] = [
             traffic.sizes,
             traffic.resumed,
@@ -25,20 +27,23 @@ def rounds(traffic: Traffic, *, pause: float) -> Iterator[None]:
             traffic.failing,
             traffic.sizes,
         ]
-        if number % 3 == 1:
-            steps += [traffic.corrupted, traffic.refused]
-        offsite = traffic.offsite()
+        rare = (traffic.silent, traffic.astray, traffic.heard, partial(traffic.nightly, outage=True))[
+            number % 4
+        ]
         for step in steps:
             step()
             yield from _pause(pause)
-        while offsite.running:
-            yield from _pause(STEP)
-        offsite.ends(0, "done")
+        yield from _until_ended(offsite)
+        rare()
+        yield from _pause(pause)
         traffic.tidy()
         number += 1
-        if number % 3 == 0:
-            traffic.heard()
-            traffic.silent()
+
+
+def _until_ended(push: Push) -> Iterator[None]:
+    while push.running:
+        yield from _pause(STEP)
+    push.ends(0, "done")
 
 
 def _pause(seconds: float) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Where to look, and what Prometheus says meanwhile, in a table."""
+"""Where to look, and what Prometheus says meanwhile, in a table: of the last minute, or of now."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ EACH: Final = 15
 
 QUERIES: Final = {
     "received/s": "sum(rate(tdx_received_bytes_total[10s]))",
-    "ended": "sum(tdx_uploads_total)",
-    "failed": 'sum(tdx_uploads_total{result="failed"})',
+    "ended": "sum(increase(tdx_uploads_total[1m]))",
+    "failed": 'sum(increase(tdx_uploads_total{result="failed"}[1m]))',
     "active": "sum(tdx_transfers_active)",
     "stalled": "sum(tdx_transfers_stalled)",
-    "resumes": "sum(tdx_resumes_total)",
+    "resumes": "sum(increase(tdx_resumes_total[1m]))",
 }
 WAITED: Final = "topk(1, sum by (bottleneck) (increase(tdx_bottleneck_seconds_total[1m])) > 0)"
 

@@ -43,31 +43,34 @@ class Traffic:
             self.push(name, size)
 
     def resumed(self) -> None:
-        """A push that is killed halfway and then goes on."""
+        """A task that is killed halfway and then goes on."""
         killed = self.begin("disk.img", 64 * MIB, "--limit-rate", "24M")
         wait_until(lambda: _sent(killed) > 40 * MIB, "more than half has been sent")
         killed.kill()
-        again = [str(self._files / "disk.img"), PEER, "--conflict", "overwrite", "--resume"]
-        self._stack.processes.push(*again).ends(0, "done")
+        again = ("--conflict", "overwrite", "--resume", *self._textfile("image"))
+        self._stack.processes.push(self._files / "disk.img", PEER, *again).ends(0, "done")
 
     def changed(self) -> None:
-        """A large file that is there already, but for a little."""
+        """A task with a large file that is there already, but for a little."""
         path = self._files / "mailbox"
         if not path.exists():
             random_file(path, 48 * MIB)
+            self._stack.processes.push(path, PEER).ends(0, "done")
         with path.open("r+b") as file:
             file.seek(20 * MIB)
             file.write(os.urandom(MIB // 2))
         flags = ("--conflict", "overwrite", *self._textfile("mailbox"))
         self._stack.processes.push(path, PEER, *flags).ends(0, "done")
 
-    def nightly(self) -> None:
-        """What cron runs, with a file for node_exporter, while the receiver dies and is started again."""
+    def nightly(self, *, outage: bool = False) -> None:
+        """What cron runs, with a file for node_exporter. With an outage the receiver dies meanwhile, and is
+        started again."""
         flags = ("--limit-rate", "16M", *self._textfile("nightly"), "--metrics-interval", "5m")
         push = self.begin("nightly.tar", 24 * MIB, *flags)
-        wait_until(lambda: _sent(push) > 8 * MIB, "some of it has been sent")
-        self._stack.receiver.kill()
-        self._stack.receiver.restart()
+        if outage:
+            wait_until(lambda: _sent(push) > 8 * MIB, "some of it has been sent")
+            self._stack.receiver.kill()
+            self._stack.receiver.restart()
         push.ends(0, "done")
 
     def offsite(self) -> Push:
@@ -97,6 +100,11 @@ class Traffic:
             "PUT", "/files/page", {"Origin": "https://example.org"}, b"x"
         )
         assert status == 403, body
+
+    def astray(self) -> None:
+        """Both of these."""
+        self.corrupted()
+        self.refused()
 
     def silent(self) -> None:
         """An upload that brings half of what it promised, and then nothing: from now until :meth:`heard`."""

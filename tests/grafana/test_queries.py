@@ -3,7 +3,6 @@ scraped a real receiver, node_exporter and Pushgateway through pushes that went 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -13,14 +12,15 @@ from typing import Any, Final
 import pytest
 
 from observe import dashboards
-from observe.dashboards import Query, chosen, filled, queries, timing, variables
+from observe.answers import Answers
+from observe.dashboards import Query, chosen, filled, queries, variables
 from observe.stack import Stack
 from observe.traffic import Traffic
-from support.observing import Prometheus
 from support.processes import Processes, reaped, wait_until
 
 INTERVAL: Final = 0.25
 
+PEER: Final = "nas:8390"
 QUIET: Final = {"Waiting for a disk"}
 """Panels that show 0 in all that happens here: test_alerts.py has a disk that hangs."""
 
@@ -30,34 +30,6 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     yield from reaped(Processes(tmp_path / "logs"))
 
 
-class Shown:
-    """What Prometheus has about a span of time, asked as Grafana asks."""
-
-    def __init__(self, prometheus: Prometheus, start: float, end: float) -> None:
-        self._prometheus = prometheus
-        self._start, self._end = start, end
-        self._timing = timing(INTERVAL, INTERVAL, end - start)
-
-    def series(self, query: Query, values: Mapping[str, str]) -> list[tuple[dict[str, str], list[float]]]:
-        """The lines of a query with these values of the variables; what is no number is left out."""
-        expression = filled(query.expression, {**values, **self._timing})
-        if query.instant:
-            found = self._prometheus.api("query", query=expression, time=str(self._end))["result"]
-            points = [(each["metric"], [each["value"]]) for each in found]
-        else:
-            span = {"start": str(self._start), "end": str(self._end), "step": f"{INTERVAL}s"}
-            found = self._prometheus.api("query_range", query=expression, **span)["result"]
-            points = [(each["metric"], each["values"]) for each in found]
-        numbers = [(labels, [float(value) for _, value in line]) for labels, line in points]
-        return [(labels, [v for v in line if math.isfinite(v)]) for labels, line in numbers]
-
-    def choices(self, variable: Mapping[str, Any], values: Mapping[str, str]) -> set[str]:
-        """What can be chosen for a variable."""
-        found = dashboards.VALUES.match(filled(variable["query"]["query"], values))
-        assert found, variable
-        return set(self._prometheus.api(f"label/{found['label']}/values", **{"match[]": found["series"]}))
-
-
 def all_queries() -> list[tuple[dict[str, Any], Query]]:
     loaded = [dashboards.load(name) for name in dashboards.names()]
     return [(dashboard, query) for dashboard in loaded for query in queries(dashboard)]
@@ -65,7 +37,7 @@ def all_queries() -> list[tuple[dict[str, Any], Query]]:
 
 def let_things_happen(stack: Stack, files: Path) -> None:
     with closing(Traffic(stack, files)) as traffic:
-        traffic.nightly()  # here the receiver dies
+        traffic.nightly(outage=True)
         traffic.silent()
         offsite = traffic.offsite()
         began = time.monotonic()
@@ -90,20 +62,20 @@ def test_every_query_and_every_variable_finds_what_happened(processes: Processes
     start = time.time()
     stack = Stack(processes, tmp_path / "stack", interval=f"{INTERVAL * 1000:.0f}ms")
     let_things_happen(stack, tmp_path / "files")
-    shown = Shown(stack.prometheus, start, time.time())
+    shown = Answers(stack.prometheus, start, time.time(), interval=INTERVAL, step=INTERVAL)
 
     # With all that there is chosen, everything has data, and shows more than zeros.
     nothing, zeros, nameless = [], [], []
     for dashboard, query in all_queries():
-        lines = shown.series(query, chosen(dashboard))
-        if not any(line for _, line in lines):
+        lines = shown.lines(query, chosen(dashboard))
+        if not any(line.values for line in lines):
             nothing.append(str(query))
-        elif not any(value for _, line in lines for value in line) and query.panel not in QUIET:
+        elif not any(value for line in lines for value in line.values) and query.panel not in QUIET:
             zeros.append(str(query))
-        nameless += [str(query) for labels, _ in lines if "" in _labels(query.legend, labels)]
-    assert nothing == []
-    assert zeros == []
-    assert nameless == []
+        nameless += [str(query) for line in lines if "" in _labels(query.legend, line.labels)]
+    assert "\n".join(nothing) == ""
+    assert "\n".join(zeros) == ""
+    assert "\n".join(nameless) == ""
 
     # What can be chosen is what was scraped; tasks of a Pushgateway have an instance, too.
     receiver, node = stack.metrics, stack.exporter.address
@@ -114,14 +86,14 @@ def test_every_query_and_every_variable_finds_what_happened(processes: Processes
         "jobs": {
             "job": {"node", "tdx-push"},
             "instance": {node, "pushgateway"},
-            "task": {"nightly", "mailbox", "papers", "offsite"},
-            "peer": {"nas"},
+            "task": {"nightly", "image", "mailbox", "papers", "offsite"},
+            "peer": {PEER},
         },
     }
     for name, choices in expected.items():
         dashboard = dashboards.load(name)
         found = {
-            each: shown.choices(variable, chosen(dashboard))
+            each: offered(shown, variable["query"]["query"], chosen(dashboard))
             for each, variable in variables(dashboard).items()
             if variable["type"] == "query"
         }
@@ -131,17 +103,24 @@ def test_every_query_and_every_variable_finds_what_happened(processes: Processes
     for name, values in (
         ("receiver", {"job": ["tdx"], "instance": [receiver]}),
         ("jobs", {"job": ["node"], "instance": [node], "task": ["nightly", "mailbox"]}),
-        ("jobs", {"job": ["tdx-push"], "instance": ["pushgateway"], "task": ["offsite"], "peer": ["nas"]}),
+        ("jobs", {"job": ["tdx-push"], "instance": ["pushgateway"], "task": ["offsite"], "peer": [PEER]}),
     ):
         dashboard = dashboards.load(name)
         for query in queries(dashboard):
-            lines = shown.series(query, chosen(dashboard, **values))
-            tasks = {labels["task"] for labels, _ in lines if "task" in labels}
+            lines = shown.lines(query, chosen(dashboard, **values))
+            tasks = {line.labels["task"] for line in lines if "task" in line.labels}
             assert tasks <= set(values.get("task", [])), query
             # Of a task that never failed, or does not tell its interval, there is less to say.
             assert lines or query.ref == "J", query
         nobody = chosen(dashboard, job=["another"])
-        assert [str(query) for query in queries(dashboard) if shown.series(query, nobody)] == []
+        assert [str(query) for query in queries(dashboard) if shown.lines(query, nobody)] == []
+
+
+def offered(shown: Answers, asked: str, values: Mapping[str, str]) -> set[str]:
+    """What can be chosen for a variable that asks for this."""
+    found = dashboards.VALUES.match(filled(asked, values))
+    assert found, asked
+    return shown.choices(found["series"], found["label"])
 
 
 def _labels(legend: str, labels: Mapping[str, str]) -> list[str]:
