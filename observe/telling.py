@@ -43,7 +43,7 @@ def where(stack: Stack, folder: Path) -> Iterator[str]:
         ("Prometheus", f"http://{stack.prometheus.address}/alerts"),
         ("the receiver's metrics", f"http://{stack.metrics}/metrics"),
         ("node_exporter", f"http://{stack.exporter.address}/metrics"),
-        ("Pushgateway", f"http://{stack.gateway.address}"),
+        ("Pushgateway", f"http://{stack.gateway.address}/metrics"),
         ("the receiver", f"http://{stack.receiver.address}"),
         ("logs and files", str(folder)),
     ):

@@ -31,6 +31,7 @@ ORDER: Final = (
     "small",
     "again",
     "many",
+    "scraped",
     "start",
     "sweep",
     "wan",

@@ -24,6 +24,7 @@ COMMANDS: Final = (
     "policy",
     "push",
     "serve",
+    "status",
     "trust",
     "verify",
     "whois",

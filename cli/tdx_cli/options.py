@@ -57,6 +57,13 @@ def state_option(text: str) -> Callable[[F], F]:
     return click.option("--state", type=kind, metavar="DIR", help=text)
 
 
+def socket_option(text: str) -> Callable[[F], F]:
+    """``--socket PATH``; ``text`` says whose it is."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    help = f"{text}  [default: receiver.sock where state is kept]"
+    return click.option("--socket", type=kind, metavar="PATH", help=help)
+
+
 def complete_peer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001  click's signature
     """For a shell: the names that this machine's own files know, without asking anybody."""
     from click.shell_completion import CompletionItem

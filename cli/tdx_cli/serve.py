@@ -11,7 +11,7 @@ import click
 
 from tdx_cli.logs import FORMATS, log_to
 from tdx_cli.notify import notify, notify_reloading, notify_status, watchdog_seconds
-from tdx_cli.options import config_option, state_option
+from tdx_cli.options import config_option, socket_option, state_option
 from tdx_cli.text import say
 from tdx_cli.values import ADDRESS, COMMAND, SCHEDULE
 
@@ -55,6 +55,7 @@ STDERR: Final = 2
 )
 @config_option("A TOML file; flags win over it.")
 @state_option("Where receipts, this device's key and the trusted devices are kept.")
+@socket_option("The Unix socket of the local API.")
 @click.option("--pump", type=click.Choice(PUMPS), help="Force the way in which bytes are moved.")
 @click.option("--log-level", type=click.Choice(LEVELS), help="How much to log on standard error.")
 @click.option("--log-format", type=click.Choice(FORMATS), help="How: lines for people, or JSON objects.")
@@ -65,6 +66,7 @@ def command(
     metrics: tuple[str, int] | None,
     config: Path | None,
     state: Path | None,
+    socket: Path | None,
     pump: str | None,
     log_level: str | None,
     log_format: str | None,
@@ -91,6 +93,7 @@ def command(
         listen=listen,
         metrics=metrics,
         state=state,
+        socket=socket,
         log_level=log_level,
         log_format=log_format,
         on_receive=on_receive or (),

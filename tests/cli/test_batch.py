@@ -21,7 +21,7 @@ NOWHERE = "no..such..peer"
 PART_KEYS = [
     *("item", "peer", "outcome", "files", "done", "identical", "skipped", "failed"),
     *("folders", "links", "refused", "sent_bytes", "resumed_bytes", "reused_bytes"),
-    *("seconds", "error", "exit_code"),
+    *("seconds", "error", "exit_code", "stages", "bottleneck", "retries"),
 ]
 
 

@@ -21,7 +21,7 @@ from tdx.integrity import MIB
 
 RESULT_KEYS = [
     *("event", "name", "size", "sent_bytes", "resumed_bytes", "reused_bytes"),
-    *("seconds", "root", "path", "error"),
+    *("seconds", "root", "path", "error", "stages", "bottleneck", "retries"),
 ]
 AS_ROOT = os.getuid() == 0
 

@@ -91,6 +91,10 @@ VERSION_1 = {
         "part": "event name outcome path error",
         "summary": f"event {COUNTS} seconds exit_code {WAITED}",
     },
+    "status": {
+        "status": "event version pid folder state started seconds listening metrics connections free_bytes"
+        " staged_bytes received_bytes disk_waiting_seconds transfers bundles waiting",
+    },
     "trust": {"device": "event name key addresses added"},
     "whois": {"identity": "event provider user node tags capabilities owner own because"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -25,7 +26,15 @@ def observe(processes: Processes, tmp_path: Path, *flags: str, **environment: st
     (tmp_path / "tmp").mkdir()
     own = {"TMPDIR": str(tmp_path / "tmp"), **environment}
     command = [sys.executable, "-m", "observe", "--quick", *flags]
-    return processes.run("observe", command, cwd=ROOT, env={**processes.environment, **own})
+    env = {**processes.environment, **own}
+    process = processes.run("observe", command, cwd=ROOT, env=env, start_new_session=True)
+
+    def end_what_is_left() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    processes.resources.callback(end_what_is_left)
+    return process
 
 
 def descendants(pid: int) -> set[int]:
@@ -54,9 +63,9 @@ def test_it_says_where_to_look_and_ends_with_all_that_it_started(
     wait_until(lambda: "alerts" in process.stdout.split("*.json")[-1] or not process.running, "there is a table")
     assert process.running, process.log()
     for what in ("Prometheus", "the receiver's metrics", "node_exporter", "Pushgateway"):
-        found = re.search(rf"(?m)^  {what} +http://(127\.0\.0\.1:\d+)(/\S*)?$", process.stdout)
+        found = re.search(rf"(?m)^  {what} +http://(127\.0\.0\.1:\d+)(/\S+)$", process.stdout)
         assert found, process.stdout
-        assert ask(found[1], found[2] or "/")[0] in {200, 302}
+        assert ask(found[1], found[2])[0] == 200, what
     started = descendants(process.pid)
     assert len(started) >= 4
     process.signal(number)

@@ -6,6 +6,7 @@ A receiver's file looks like this; every key is optional, ``dir`` may come from 
     listen = ["127.0.0.1:8390", "[::1]:8390"]    # left out: loopback and the mesh addresses that are up
     metrics = "127.0.0.1:9390"
     state = "/var/lib/tdx"
+    socket = "/run/tdx/receiver.sock"            # of the local API; left out: in the state directory
     names = ["files.example"]
     allowed_origins = ["https://files.example"]
     reserve = 1_000_000_000
@@ -51,12 +52,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tdx.config.identity import load_identity, load_limit_rate, load_state
+from tdx.config.identity import load_identity, load_limit_rate, load_socket, load_state
 from tdx.config.places import (
     DEFAULT_PORT,
     Address,
     default_config_file,
     format_address,
+    local_socket,
     parse_address,
     state_directory,
 )
@@ -75,7 +77,9 @@ __all__ = [
     "load",
     "load_identity",
     "load_limit_rate",
+    "load_socket",
     "load_state",
+    "local_socket",
     "merge",
     "parse_address",
     "state_directory",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tdx.config.places import default_config_file, state_directory
+from tdx.config.places import default_config_file, local_socket, state_directory
 from tdx.config.tables import Table, read
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
 from tdx.policy.bandwidth import RateSchedule
@@ -33,6 +33,16 @@ def load_state(path: Path | None, env: Mapping[str, str]) -> Path:
     path = path or default_config_file(env)
     table = None if path is None else read(path)
     return state_directory(env) if table is None or "state" not in table else table.location("state")
+
+
+def load_socket(path: Path | None, env: Mapping[str, str]) -> Path:
+    """Where a receiver's local API is, as the file says that :func:`load_identity` would read, or as the
+    :func:`local_socket` of the state that it names. ConfigError."""
+    path = path or default_config_file(env)
+    table = None if path is None else read(path)
+    if table is not None and "socket" in table:
+        return table.location("socket")
+    return local_socket(load_state(path, env))
 
 
 def load_limit_rate(path: Path | None, env: Mapping[str, str]) -> RateSchedule | None:

@@ -69,6 +69,11 @@ def state_directory(env: Mapping[str, str]) -> Path:
     return folder
 
 
+def local_socket(state: Path) -> Path:
+    """The Unix socket of a receiver's local API, unless another one is named."""
+    return state / "receiver.sock"
+
+
 def default_config_file(env: Mapping[str, str]) -> Path | None:
     """The configuration of a command that was given none: the file that TDX_CONFIG names,
     which must be there, else ``config.toml`` in the user's own (XDG) folder, if it is."""

@@ -36,16 +36,17 @@ class ServeConfig:
     port); ``allowed_origins`` the web pages that may call it (lower case,
     ``scheme://host[:port]``). ``reserve`` is how many bytes of the filesystem stay free.
     ``rules`` say who may push besides the receiver's own user, in the order in which they are
-    looked at. ``limit_rate`` is over everything that is received. ``announce``: paired devices on the
-    local network are told of this receiver. ``on_receive`` is a program with its arguments, to be run for
-    each file that was published, at most ``on_receive_at_once`` at a time and for ``on_receive_timeout``
-    seconds each.
+    looked at. ``socket`` is that of the local API; None: in ``state``. ``limit_rate`` is over everything
+    that is received. ``announce``: paired devices on the local network are told of this receiver.
+    ``on_receive`` is a program with its arguments, to be run for each file that was published, at most
+    ``on_receive_at_once`` at a time and for ``on_receive_timeout`` seconds each.
     """
 
     folder: Path
     state: Path
     listen: tuple[Address, ...] = ()
     metrics: Address | None = None
+    socket: Path | None = None
     names: frozenset[str] = frozenset()
     allowed_origins: frozenset[str] = frozenset()
     reserve: int = RESERVE
@@ -72,6 +73,7 @@ class Partial(TypedDict, total=False):
     state: Path | None
     listen: tuple[Address, ...]
     metrics: Address | None
+    socket: Path | None
     names: frozenset[str]
     allowed_origins: frozenset[str]
     reserve: int | None
@@ -160,6 +162,8 @@ def load(path: Path) -> Partial:
             raise table.wrong("listen", "must name at least one address; leave it out for the usual ones")
     if "metrics" in table:
         found["metrics"] = table.address("metrics", table.text("metrics"))
+    if "socket" in table:
+        found["socket"] = table.location("socket")
     if "names" in table:
         found["names"] = frozenset(name.lower() for name in table.texts("names"))
     if "allowed_origins" in table:

@@ -19,6 +19,7 @@ KEYS: Final = (
     "listen",
     "metrics",
     "state",
+    "socket",
     "names",
     "allowed_origins",
     "reserve",

@@ -33,7 +33,7 @@ from tdx.errors import (
 )
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
 from tdx.metrics import Discard
-from tdx.model import Conflict, FileName, Outcome, Receipt, Stages, UploadId
+from tdx.model import Conflict, FileName, Identity, Outcome, Receipt, Stages, UploadId
 from tdx.policy.rules import largest_file
 from tdx.proto import bundle as wire
 from tdx.proto import fields
@@ -145,6 +145,21 @@ class Arrival:
         """See :class:`tdx.control.receiver.Arriving`."""
         body = self._body
         return 0.0 if body is None else body.silent_for
+
+    @property
+    def caller(self) -> Identity:
+        """See :class:`tdx.control.receiver.Arriving`."""
+        return self._exchange.identity
+
+    @property
+    def expected(self) -> int | None:
+        """See :class:`tdx.control.receiver.Arriving`."""
+        return self._exchange.head.framing.length
+
+    @property
+    def files(self) -> int:
+        """See :class:`tdx.control.receiver.Arriving`."""
+        return len(self._results)
 
     def live(self) -> Live:
         """See :class:`tdx.control.receiver.Arriving`."""

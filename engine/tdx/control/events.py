@@ -36,6 +36,12 @@ CALLER: Final[ContextVar[Identity | None]] = ContextVar("caller", default=None)
 """Whose request is being answered, as far as that is known."""
 
 
+def calling_for(owner: Owner) -> str | None:
+    """The machine that is calling, if it is one of this owner's."""
+    caller = CALLER.get()
+    return caller.node if caller is not None and caller.owner == owner else None
+
+
 def said(text: str) -> str:
     """Text from elsewhere: one line, of a bounded length."""
     return shown(text[:LONGEST_SAID])

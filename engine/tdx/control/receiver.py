@@ -32,6 +32,19 @@ class Arriving(Protocol):
         """Seconds for which its sender has been waited for in vain. From any thread."""
         ...
 
+    @property
+    def caller(self) -> Identity: ...
+
+    @property
+    def expected(self) -> int | None:
+        """Bytes of the request's body; None where nobody has said."""
+        ...
+
+    @property
+    def files(self) -> int:
+        """Of how many it is known by now what becomes of them."""
+        ...
+
     def live(self) -> Live: ...
 
 

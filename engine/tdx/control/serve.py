@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tdx.config import ServeConfig
 from tdx.control.discovery import announce
+from tdx.control.local_api import listen_locally
 from tdx.control.loop import loop_factory
 from tdx.control.on_receive import Programs
 from tdx.control.receiver import Receiver
@@ -120,7 +121,7 @@ async def serve(
     _raise_descriptor_limit()
     store = LocalStore(config.folder, config.state, reserve=config.reserve)
     receiver = assemble(config, store, pump)
-    scraped = announcing = again = watching = None
+    scraped = announcing = again = watching = local = None
     server = Server(receiver, inherited)
     configuring = Configuring(receiver, hooks)
     watchdog = Watchdog(receiver, hooks.alive, hooks.status, hooks.patience)
@@ -131,7 +132,9 @@ async def serve(
         if config.metrics is not None:
             scraped = serve_metrics(receiver.metrics, *config.metrics)
         addresses = await server.start()
-        hooks.ready(addresses, None if scraped is None else Endpoint(*scraped.address))
+        measured = None if scraped is None else Endpoint(*scraped.address)
+        local = await listen_locally(receiver, lambda: server.addresses, measured)
+        hooks.ready(addresses, measured)
         if config.announce:
             announcing = asyncio.create_task(announce(receiver, addresses))
         again = asyncio.create_task(configuring.run())
@@ -149,6 +152,8 @@ async def serve(
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
+        if local is not None:
+            await local.close()
         await server.stop()
         if receiver.programs is not None:
             await receiver.workers.at_length(receiver.programs.close)

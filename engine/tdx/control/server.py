@@ -53,8 +53,12 @@ class Server:
         await self._learn_names()
         self._accept_on(listeners)
         self._housekeeper = asyncio.create_task(self._keep_house())
-        found = (endpoint_of(listener.getsockname()) for listener in listeners)
-        return list(dict.fromkeys(found))
+        return self.addresses
+
+    @property
+    def addresses(self) -> list[Endpoint]:
+        """Where it listens now."""
+        return list(dict.fromkeys(endpoint_of(listener.getsockname()) for listener in self._acceptors))
 
     async def stop(self) -> None:
         """Stop accepting, stop every body, keep every partial."""

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from typing import Final, ParamSpec, TypeVar
 
+from tdx.control import events
 from tdx.control.live import Live
 from tdx.control.messages import Exchange
 from tdx.control.quotas import Quotas
@@ -75,8 +76,8 @@ class Session:
         """What arrived since then by bodies that have ended, and where the time went."""
         self.told: Stages | None = None
         """The seconds of the sender in this run, as far as it has told."""
-        self.resumed = upload.held.total()
-        """Bytes that were held before."""
+        self.resumed, self.peer = upload.held.total(), events.calling_for(self.owner)
+        """Bytes that were held before, and the machine that opened it, as the network names it."""
         self.store = store
         self.workers = workers
         self.metrics = metrics
@@ -147,7 +148,7 @@ class Session:
         """A new run has taken the upload over."""
         self.started = asyncio.get_running_loop().time()
         self.brought, self.told, self.resumed = Received(), None, self.upload.held.total()
-        self.compared = False
+        self.compared, self.peer = False, events.calling_for(self.owner)
         self._writers.parts.forget()
 
     def touch(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Hashable
+from collections.abc import AsyncGenerator, Hashable, Iterator
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -49,6 +49,10 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Session]:
+        """Those that are open now."""
+        return iter(list(self._open.values()))
 
     def active(self) -> int:
         """Of how many content arrives, or which are being published. From any thread."""
