@@ -35,7 +35,7 @@ CLIENTS := $(TEST_CACHE)/clients
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check soak man test-deps test-tailnet perf-deps perf lock clean
+.PHONY: help demo test check soak man test-deps test-tailnet perf-deps perf observe docs-plots lock clean
 
 help:
 	@echo 'make demo          push 3 GiB, kill it halfway, resume it, compare  (DEMO_FLAGS="--size 100M")'
@@ -46,6 +46,8 @@ help:
 	@echo 'make test-tailnet  build the programs of a real tailnet into $(TAILNET)'
 	@echo 'make perf-deps     the programs that the benchmarks compare with: the same'
 	@echo 'make perf          the benchmarks                                   (PERF_FLAGS=...)'
+	@echo 'make observe       a receiver, pushes and Prometheus to look at  (OBSERVE_FLAGS="--seconds 60")'
+	@echo 'make docs-plots    draw what docs/observing.md shows again: 3 minutes'
 	@echo 'make lock          resolve requirements/ again (needs uv)'
 	@echo 'make clean         remove what make and the tests made'
 
@@ -151,6 +153,12 @@ $(CLIENTS)/.made: tests/clients/package.json tests/clients/package-lock.json
 
 perf: $(VENV)/.test $(VENV)/.package
 	$(BIN)/python -m perf $(PERF_FLAGS)
+
+observe: $(VENV)/.test $(VENV)/.package
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m observe $(OBSERVE_FLAGS)
+
+docs-plots:
+	@$(MAKE) --no-print-directory observe OBSERVE_FLAGS="--seconds 180 --plots docs/observing"
 
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command 'make lock'

@@ -15,7 +15,8 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Final, Protocol
 
-from tdx.model import Stages
+from tdx.errors import Busy, Forbidden, IdentityUnavailable, NoSpace, PairingFailed, TlsFailed
+from tdx.model import Outcome, Stages
 from tdx.policy.bottleneck import NAMES
 
 Labels = tuple[str, ...]
@@ -36,6 +37,10 @@ THROUGHPUT_BUCKETS: Final = (
 )
 """Bytes per second."""
 # fmt: on
+
+
+TURNED_AWAY: Final = (Forbidden, PairingFailed, IdentityUnavailable, TlsFailed, Busy, NoSpace)
+"""Why peers are refused, and not only what they ask for."""
 
 
 class Discard(StrEnum):
@@ -208,6 +213,10 @@ class Metrics:
             "tdx_http_requests_total", "HTTP requests answered.", ("method", "route", "code")
         )
         self.uploads = Counter("tdx_uploads_total", "Uploads that ended.", ("protocol", "result"))
+        # What somebody may be alerted of begins with 0: else the first is no increase to Prometheus.
+        for protocol in ("tdx", "http"):
+            for result in (*Outcome, "failed"):
+                self.uploads.add(0, (protocol, result))
         self.uploads_active = Gauge("tdx_uploads_active", "Uploads that are open now.")
         self.connections_active = Gauge("tdx_connections_active", "Connections that are open now.")
         self.received_bytes = Counter(
@@ -235,6 +244,8 @@ class Metrics:
             "Extents and whole files whose digest was not the expected one, and sealed bodies changed.",
         )
         self.refused = Counter("tdx_refused_total", "Connections and requests refused.", ("reason",))
+        for error in TURNED_AWAY:
+            self.refused.add(0, (error.code,))
         self.transfer_duration = Histogram(
             "tdx_transfer_duration_seconds", "Time from opening an upload to its end.", DURATION_BUCKETS
         )

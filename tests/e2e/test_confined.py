@@ -85,6 +85,9 @@ def test_a_receiver_does_all_it_has_to_as_its_unit_confines_it(
         # Who calls is known (sock_diag), also another user of the machine: a rule can name it.
         assert processes.curl("-T", large, f"http://{address}/files/root", "-H", "Expect:").status == 201
         wait_until((own / "copy").exists, "the program has run")
+        asked = [*as_stranger(), *PROGRAM, "status", "--socket", str(own / "receiver.sock"), "--json"]
+        status = processes.run("status", asked)
+        assert (status.wait(), f'"folder":"{own}/inbox"' in status.stdout) == (0, True), status.log()
         process.signal(signal.SIGHUP)
         supervisor.await_message("RELOADING=1")
         supervisor.await_message("READY=1")

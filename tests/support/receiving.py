@@ -136,7 +136,8 @@ class RunningReceiver:
         return self.metrics.uploads.value((protocol, result))
 
     def refusals(self) -> dict[Labels, float]:
-        return {sample.labels: sample.value for sample in self.metrics.refused.family().samples}
+        samples = self.metrics.refused.family().samples
+        return {sample.labels: sample.value for sample in samples if sample.value}
 
     @property
     def peer(self) -> Peer:

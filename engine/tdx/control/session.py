@@ -61,7 +61,6 @@ class Session:
         publishing: asyncio.Lock,
         quotas: Quotas,
     ) -> None:
-        """``peer`` becomes the machine that opened it, as the network names it, if that is known."""
         self.upload = upload
         self.machine = UploadMachine()
         self.gate = asyncio.Lock()
@@ -77,9 +76,8 @@ class Session:
         """What arrived since then by bodies that have ended, and where the time went."""
         self.told: Stages | None = None
         """The seconds of the sender in this run, as far as it has told."""
-        self.resumed = upload.held.total()
-        """Bytes that were held before."""
-        self.peer = events.calling_for(self.owner)
+        self.resumed, self.peer = upload.held.total(), events.calling_for(self.owner)
+        """Bytes that were held before, and the machine that opened it, as the network names it."""
         self.store = store
         self.workers = workers
         self.metrics = metrics

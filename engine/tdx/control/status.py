@@ -233,4 +233,5 @@ def _written(endpoint: Endpoint) -> str:
 
 
 def _rounded(seconds: float) -> float:
-    return round(seconds, 3)
+    # The loop's clock and others may differ by some milliseconds.
+    return round(max(0.0, seconds), 3)
