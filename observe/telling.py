@@ -40,7 +40,7 @@ def where(stack: Stack, folder: Path) -> Iterator[str]:
     """What has been started, and where to look at it."""
     yield "observe: all of it is on this machine only, and ends with Ctrl-C"
     for what, address in (
-        ("Prometheus", f"http://{stack.prometheus.address}/alerts"),
+        ("Prometheus", f"http://{stack.prometheus.address}/"),
         ("the receiver's metrics", f"http://{stack.metrics}/metrics"),
         ("node_exporter", f"http://{stack.exporter.address}/metrics"),
         ("Pushgateway", f"http://{stack.gateway.address}/metrics"),

@@ -4,30 +4,23 @@ scraped a real receiver, node_exporter and Pushgateway through pushes that went 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
-
-import pytest
 
 from observe import dashboards
 from observe.answers import Answers
 from observe.dashboards import Query, chosen, filled, queries, variables
 from observe.stack import Stack
 from observe.traffic import Traffic
-from support.processes import Processes, reaped, wait_until
+from support.processes import Processes, wait_until
 
 INTERVAL: Final = 0.25
 
 PEER: Final = "nas:8390"
 QUIET: Final = {"Waiting for a disk"}
 """Panels that show 0 in all that happens here: test_alerts.py has a disk that hangs."""
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    yield from reaped(Processes(tmp_path / "logs"))
 
 
 def all_queries() -> list[tuple[dict[str, Any], Query]]:
@@ -58,10 +51,10 @@ def let_things_happen(stack: Stack, files: Path) -> None:
         assert ended > 0
 
 
-def test_every_query_and_every_variable_finds_what_happened(processes: Processes, tmp_path: Path) -> None:
+def test_every_query_and_every_variable_finds_what_happened(processes: Processes, area: Path) -> None:
     start = time.time()
-    stack = Stack(processes, tmp_path / "stack", interval=f"{INTERVAL * 1000:.0f}ms")
-    let_things_happen(stack, tmp_path / "files")
+    stack = Stack(processes, area / "stack", interval=f"{INTERVAL * 1000:.0f}ms")
+    let_things_happen(stack, area / "files")
     shown = Answers(stack.prometheus, start, time.time(), interval=INTERVAL, step=INTERVAL)
 
     # With all that there is chosen, everything has data, and shows more than zeros.

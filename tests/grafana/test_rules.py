@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import yaml
 
 from observe.dashboards import FOLDER
 from support.observing import promtool
-from support.processes import ROOT, Processes, reaped
+from support.processes import ROOT, Processes
 
 GRAFANA = ROOT / "grafana"
 PROMETHEUS = GRAFANA / "prometheus"
@@ -32,11 +31,6 @@ def alerts() -> list[dict[str, Any]]:
 
 
 NAMES = [each["alert"] for each in alerts()]
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    yield from reaped(Processes(tmp_path / "logs"))
 
 
 # --- Prometheus ----------------------------------------------------------------
@@ -67,11 +61,11 @@ def test_the_rules_do_what_their_unit_tests_say(processes: Processes) -> None:
     ],
 )
 def test_the_unit_tests_find_rules_that_are_wrong(
-    processes: Processes, tmp_path: Path, old: str, new: str
+    processes: Processes, area: Path, old: str, new: str
 ) -> None:
     text = RULES.read_text()
     assert old in text
-    folder = tmp_path / "prometheus"
+    folder = area / "prometheus"
     shutil.copytree(PROMETHEUS, folder)
     (folder / "rules" / "tdx.yml").write_text(text.replace(old, new))
     process = processes.run("promtool", ["promtool", "test", "rules", str(folder / "tests" / "tdx.yml")])
