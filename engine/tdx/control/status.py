@@ -18,6 +18,7 @@ from tdx.control.receiver import Arriving, Receiver
 from tdx.control.session import Session
 from tdx.errors import TdxError
 from tdx.identity.port import Endpoint
+from tdx.metrics import PROTOCOLS
 from tdx.model import Stages, UploadId
 from tdx.store.port import Store
 from tdx.version import VERSION
@@ -152,7 +153,7 @@ class Status:
             "connections": int(metrics.connections_active.value()),
             "free_bytes": disk and disk.free_bytes,
             "staged_bytes": disk and disk.staged_bytes,
-            "received_bytes": int(sum(metrics.received_bytes.value((each,)) for each in ("tdx", "http"))),
+            "received_bytes": int(sum(metrics.received_bytes.value((each,)) for each in PROTOCOLS)),
             "disk_waiting_seconds": _rounded(metrics.disk_waiting.value()),
             "transfers": transfers,
             "bundles": [self._bundle(arrival) for arrival in list(receiver.arrivals)],
