@@ -26,12 +26,6 @@ LENGTH = 12 * MIB
 
 
 @pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[RunningReceiver]:
-    with running(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
 def path(receiver: RunningReceiver) -> Iterator[Path]:
     with answering(receiver) as found:
         yield found
