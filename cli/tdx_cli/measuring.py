@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 PATIENCE: Final = 5.0
 """Seconds that writing may take when a push is over."""
 
-USELESS: Final = "{} nothing to anybody without --metrics-textfile or --metrics-push"
-
 HURRY: Final = 1.0
 """The same where the process is being ended."""
+
+USELESS: Final = "{} nothing to anybody without --metrics-textfile or --metrics-push"
 
 
 @dataclass(frozen=True, slots=True)
