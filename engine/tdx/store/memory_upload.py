@@ -20,12 +20,14 @@ from tdx.store.rules import complete_length, lengthened, refreshed
 class MemoryUpload:
     """See :class:`tdx.store.port.Upload`."""
 
-    def __init__(self, disk: MemoryDisk, upload: UploadId, staged: Staged) -> None:
+    def __init__(self, disk: MemoryDisk, upload: UploadId, staged: Staged, lost: int) -> None:
+        """``lost``: bytes that had been received and are not held any more as it is opened."""
         self._disk = disk
         self._id = upload
         self._staged = staged
         self._lock = threading.Lock()
-        self._lost: Callable[[int], None] = _nobody
+        self._lost = lost
+        self._tell: Callable[[int], None] = _nobody
         self._gate = Gate(staged.spec.name, self._lock)
 
     @property
@@ -65,7 +67,8 @@ class MemoryUpload:
         return self._staged.state.received
 
     def tell_lost(self, lost: Callable[[int], None]) -> None:
-        self._lost = lost
+        self._tell = lost
+        lost(self._lost)
 
     @property
     def spoiled(self) -> bool:
@@ -188,7 +191,7 @@ class MemoryUpload:
         before = state.received
         state.apply(record)
         if state.received < before:
-            self._lost(before - state.received)
+            self._tell(before - state.received)
         self._staged.touched_at = self._disk.now()
 
     def _forget(self, extents: Iterable[int]) -> None:
