@@ -215,7 +215,7 @@ class Metrics:
         self.uploads = Counter("tdx_uploads_total", "Uploads that ended.", ("protocol", "result"))
         # What somebody may be alerted of begins with 0: else the first is no increase to Prometheus.
         for protocol in ("tdx", "http"):
-            for result in (*Outcome, "failed"):
+            for result in (*map(str, Outcome), "failed"):
                 self.uploads.add(0, (protocol, result))
         self.uploads_active = Gauge("tdx_uploads_active", "Uploads that are open now.")
         self.connections_active = Gauge("tdx_connections_active", "Connections that are open now.")
