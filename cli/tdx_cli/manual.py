@@ -43,7 +43,8 @@ VARIABLES: Final = {
 
 FILES: Final = {
     "~/.config/tdx/config.toml": "The configuration.",
-    "~/.local/state/tdx": "State: this device's key, the trusted devices, receipts, digests of sources.",
+    "~/.local/state/tdx": "State: this device's key, the trusted devices, receipts, digests of sources,"
+    " the socket of a running receiver.",
     "DIR/.tdx": "In a receiver's folder: what is on its way, and nothing that is needed once it is there.",
 }
 

@@ -170,6 +170,11 @@ def waiting(of: Ending | Totals) -> dict[str, object]:
     }
 
 
+def limited_by(of: Ending | Totals, seconds: float) -> str:
+    """How a line ends for people who waited so long."""
+    return f", limited by {of.bottleneck}" if of.bottleneck and seconds >= LONG_SECONDS else ""
+
+
 def json_interval(elapsed: float) -> float:
     """Often while it is short, seldom while it is long: 2 % of the time so far, in [0.1, 10] s."""
     return min(max(elapsed * 0.02, 0.1), 10.0)
@@ -301,9 +306,7 @@ class TextReport(Report):
         if ending.reused_bytes:
             taken = size_of(ending.reused_bytes)
             line += f", {size_of(ending.sent_bytes)} sent, {taken} taken from the earlier version"
-        if ending.bottleneck is not None and ending.seconds >= LONG_SECONDS:
-            line += f", limited by {ending.bottleneck}"
-        return line
+        return line + limited_by(ending, ending.seconds)
 
     def flush(self) -> None:
         flush_said()
@@ -319,7 +322,7 @@ class TextReport(Report):
             parts += f"; {totals.refused} folders or links refused"
         say(
             f"{count_of(totals.files, 'file')}: {counts or 'none'}{parts};"
-            f" {size_of(totals.sent_bytes)} sent in {seconds_of(seconds)}"
+            f" {size_of(totals.sent_bytes)} sent in {seconds_of(seconds)}{limited_by(totals, seconds)}"
         )
 
 

@@ -126,7 +126,7 @@ class _Picture:
 
         from tdx_cli.status_view import lines_of
 
-        first, *others = lines_of(document, None)
+        first, *others = lines_of(document, self._live.console.width)
         text = Text(first, style="bold", no_wrap=True, overflow="ellipsis")
         text.append("".join(f"\n{line}" for line in others), style="not bold")
         if not self._live.is_started:

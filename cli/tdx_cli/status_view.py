@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, cast
 
 from tdx.model import shown
@@ -11,6 +12,7 @@ from tdx_cli.text import columns, count_of, seconds_of, size_of
 HEADING: Final = ("NAME", "FROM", "PHASE", "DONE", "SIZE", "RATE", "LEFT", "LIMITED BY")
 RIGHT: Final = frozenset({"DONE", "SIZE", "RATE", "LEFT"})
 SHOWN_OF_NAME: Final = 48
+LEAST_OF_NAME: Final = 12
 IDLE_SECONDS: Final = 10.0
 """After so long without a byte, a transfer that should bring some is said to be silent."""
 
@@ -23,12 +25,28 @@ def lines_of(document: Document, width: int | None) -> list[str]:
     lines = _receiver(document)
     rows = [*map(_transfer, transfers), *map(_bundle, bundles)]
     if rows:
-        lines += ["", *columns([HEADING, *rows], RIGHT)]
+        lines += ["", *_table(rows, width)]
     else:
         lines.append("no transfer under way")
     if waiting := _number(document, "waiting"):
         lines += ["", f"{count_of(int(waiting), 'partial')} on disk that nobody is sending"]
     return lines if width is None else [_cut(line, width) for line in lines]
+
+
+def _table(rows: Sequence[tuple[str, ...]], width: int | None) -> list[str]:
+    """Where there is too little room, names give way to figures."""
+    longest = min(SHOWN_OF_NAME, max(len(name) for name, *_ in rows))
+    lines = columns([HEADING, *((_end(name, longest), *others) for name, *others in rows)], RIGHT)
+    excess = 0 if width is None else max(map(len, lines)) - width
+    if excess <= 0:
+        return lines
+    least = max(LEAST_OF_NAME, longest - excess)
+    return columns([HEADING, *((_end(name, least), *others) for name, *others in rows)], RIGHT)
+
+
+def _end(name: str, most: int) -> str:
+    """The end of a name tells files apart that lie in one folder."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _cut(line: str, width: int) -> str:
@@ -64,7 +82,7 @@ def _transfer(each: Document) -> tuple[str, ...]:
     phase, idle = _text(each, "phase"), _number(each, "idle_seconds") or 0.0
     rate, left = _number(each, "bytes_per_second"), _number(each, "eta_seconds")
     return (
-        _name(each),
+        _text(each, "name"),
         _text(each, "peer"),
         phase if phase != "receiving" or idle < IDLE_SECONDS else f"silent for {seconds_of(idle)}",
         size_of(done) if size is None else percentage(done, int(size)),
@@ -87,12 +105,6 @@ def _bundle(each: Document) -> tuple[str, ...]:
         "-" if size is None else size_of(size),
         *(rate, "-", _text(each, "bottleneck")),
     )
-
-
-def _name(each: Document) -> str:
-    """Its end tells files apart that lie in one folder."""
-    name = _text(each, "name")
-    return name if len(name) <= SHOWN_OF_NAME else f"…{name[1 - SHOWN_OF_NAME :]}"
 
 
 def _text(document: Document, key: str) -> str:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from support.commands import RunningReceiver, Tdx, parsed
 from tdx.control.items import Folder, Item, Link, PartEnded
 from tdx.control.progress import Tally
 from tdx.errors import Exists
@@ -144,6 +147,37 @@ def test_the_interval_of_progress_grows_with_the_time(elapsed: float, seconds: f
 def test_people_get_one_line_a_file(ending: Ending, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     TextReport("peer:1").ended(ending)
     assert lines(capsys) == [line]
+
+
+def test_people_who_waited_for_long_are_told_what_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for seconds in (4.9, 5.0):
+        TextReport("peer:1").ended(replace(DONE, seconds=seconds))
+    for seconds in (4.9, 5.0):
+        TextReport("peer:1").summary(replace(totals(DONE), bottleneck="network"), seconds)
+    assert [line.rpartition(", ")[2] for line in lines(capsys)] == [
+        "1.0 GiB resumed",
+        "limited by receiver disk",
+        "1 file: 1 done; 2.0 GiB sent in 4.9 s",
+        "limited by network",
+    ]
+
+
+def test_files_that_travel_together_share_what_it_took_and_the_sum_has_all_of_it(
+    tdx: Tdx, receiver: RunningReceiver, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"f{number}").write_bytes(bytes([number]) * (1000 * number))
+    done = tdx("push", "-r", folder, receiver.address, "--json")
+    *events, summary = parsed(done.stdout)
+    files = [event for event in events if event["event"] == "done"]
+    assert len(files) == summary["done"] == 20
+    for end, stage in (("sender", "read"), ("receiver", "write"), ("receiver", "sync")):
+        took = [event["stages"][end].get(stage, 0) for event in files]
+        assert sum(took) == pytest.approx(summary["stages"][end][stage], abs=20e-6)
+    shares = {event["size"]: event["stages"]["receiver"].get("sync", 0) for event in files}
+    assert shares[19000] == pytest.approx(19 * shares[1000], abs=20e-6)
 
 
 def test_a_failure_is_left_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,15 @@ def test_no_line_is_longer_than_the_terminal_is_wide() -> None:
     assert lines[-1].endswith("…")
 
 
+def test_where_there_is_little_room_names_give_way_to_figures() -> None:
+    named = {**TRANSFER, "name": "folder/" * 20 + "disk.img"}
+    *_, heading, line = lines_of({**RECEIVER, "transfers": [named]}, 80)
+    assert (heading.split()[-1], line.split()[-1]) == ("BY", "network")
+    assert line.split()[0] == "…/folder/disk.img"
+    *_, line = lines_of({**RECEIVER, "transfers": [named]}, 60)
+    assert line.startswith("…er/disk.img  nas")
+
+
 def test_of_a_long_name_the_end_is_shown() -> None:
     assert with_transfer(name="folder/" * 20 + "disk.img")[0] == "…" + ("folder/" * 20 + "disk.img")[-47:]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdx.config import load, load_identity, load_limit_rate, load_state, merge
+from tdx.config import load, load_identity, load_limit_rate, load_socket, load_state, merge
 from tdx.errors import ConfigError
 from tdx.identity.settings import IdentitySettings, TailscaleSettings, WireguardPeer, WireguardSettings
 from tdx.policy.bandwidth import RateSchedule, Window
@@ -34,6 +34,19 @@ def test_without_a_word_about_state_in_the_file_the_environment_says_where_it_is
     file.write_text('dir = "in"\n')
     elsewhere = {"TDX_STATE_DIR": "/elsewhere", "XDG_CONFIG_HOME": str(file.parent)}
     assert load_state(file, elsewhere) == Path("/elsewhere")
+
+
+def test_a_receiver_is_asked_at_the_socket_that_its_file_names(file: Path) -> None:
+    file.write_text('socket = "here.sock"\nstate = "kept"\n')
+    assert load_socket(file, {}) == file.parent / "here.sock"
+    assert load_socket(file, {}) == merge({**load(file), "folder": Path("/in")}, {}).socket
+
+
+def test_a_receiver_whose_file_names_no_socket_is_asked_where_its_state_is(file: Path) -> None:
+    file.write_text('state = "kept"\n')
+    assert load_socket(file, {}) == file.parent / "kept" / "receiver.sock"
+    file.write_text("")
+    assert load_socket(file, {"TDX_STATE_DIR": "/elsewhere"}) == Path("/elsewhere/receiver.sock")
 
 
 def test_a_sender_reads_of_the_receivers_file_what_both_share(file: Path) -> None:

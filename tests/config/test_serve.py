@@ -22,6 +22,7 @@ dir = "inbox"
 listen = ["127.0.0.1:8390", "[::1]:0"]
 metrics = "localhost:9390"
 state = "/var/lib/tdx"
+socket = "api.sock"
 names = ["Files.Example", "b"]
 allowed_origins = ["https://Files.Example", "http://localhost:3000"]
 reserve = 1_000_000
@@ -83,6 +84,7 @@ def test_a_file_may_say_everything(file: Path) -> None:
         listen=(("127.0.0.1", 8390), ("::1", 0)),
         metrics=("localhost", 9390),
         state=Path("/var/lib/tdx"),
+        socket=file.parent / "api.sock",
         names=frozenset({"files.example", "b"}),
         allowed_origins=frozenset({"https://files.example", "http://localhost:3000"}),
         reserve=1_000_000,

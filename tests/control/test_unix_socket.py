@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from support.receiving import in_background
 from tdx.control.unix_socket import LONGEST, UnixListener, connect, uid_of
 from tdx.errors import ConfigError
 
@@ -114,6 +118,30 @@ def test_a_name_that_no_address_has_room_for_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its folder cannot be opened: No such file"):
         UnixListener(tmp_path / "missing" / "s")
+
+
+@pytest.fixture
+def locked(path: Path) -> Iterator[int]:
+    """The folder, which another process is putting a socket into."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    yield folder
+    os.close(folder)
+
+
+def test_the_look_at_a_stale_one_and_its_removal_wait_for_whoever_is_at_that(path: Path, locked: int) -> None:
+    leave_stale(path)
+    with in_background(lambda: UnixListener(path)) as coming:
+        assert not wait([coming], timeout=0.2).done
+        fcntl.flock(locked, fcntl.LOCK_UN)
+        coming.result(30).close()
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(
+    path: Path, locked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tdx.control.unix_socket.LOCK_SECONDS", 0.05)
+    UnixListener(path).close()
 
 
 CONTEND = """

@@ -9,7 +9,7 @@ from support.content import MIB, random_file, sha256_of
 from support.processes import Processes, Receiver, wait_until
 from support.proxy import CuttingProxy, Fault
 
-SIZE = 48 * MIB + 12345
+SIZE = 96 * MIB + 12345
 
 
 class Ledger:
@@ -54,7 +54,7 @@ def test_each_byte_of_a_file_that_was_killed_cut_and_resumed_is_kept_once(
         to = str(proxy.peer)
         for run in range(3):
             begun = ledger.received
-            push = processes.push(source, to, "--resume", "--limit-rate", "48M")
+            push = processes.push(source, to, "--resume", "--limit-rate", "32M")
             wait_until(partial(ledger.has_received, begun + 6 * MIB), "content arrives")
             push.kill()
             receiver.await_silence()
@@ -64,8 +64,9 @@ def test_each_byte_of_a_file_that_was_killed_cut_and_resumed_is_kept_once(
                 ledger.kill_receiver()
                 receiver.restart()
         faults += [Fault("cut", 3 * MIB + 1), Fault("cut", 5 * MIB + 77), Fault("cut", 9)]
-        push = processes.push(source, to, "--resume", "--limit-rate", "48M", "--timeout", "0.6s")
-        push.ends(75)
+        push = processes.push(source, to, "--resume", "--limit-rate", "32M")
+        wait_until(lambda: not faults, "each connection but the last was cut")
+        assert push.terminate() == 75
         receiver.await_silence()
         assert ledger.kept == receiver.held()
         assert push.last["retries"] > 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import shutil
 import socket
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tdx.errors import ConfigError
 from tdx.export.prometheus import MetricsServer, serve_metrics
+from tdx.export.scrape import MOST_AT_ONCE
 from tdx.metrics import Metrics
 
 # DESIGN section 10: what a receiver or a running sender has.
@@ -170,6 +172,21 @@ def test_every_bucket_bound_is_a_number_that_prometheus_reads(server: MetricsSer
     ]
     assert bounds[0] == 1e6
     assert bounds[-2:] == [1e10, float("inf")]
+
+
+def test_those_who_dawdle_have_to_go_when_too_many_others_come(server: MetricsServer) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def begins() -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(server.address, timeout=30))
+            sock.sendall(b"GET /metr")
+            return sock
+
+        oldest, *_ = [begins() for _ in range(MOST_AT_ONCE)]
+        newest = begins()
+        assert oldest.recv(1) == b""
+        newest.sendall(b"ics HTTP/1.0\r\n\r\n")
+        assert newest.recv(12) == b"HTTP/1.0 200"
 
 
 def test_closing_frees_the_port_and_may_be_repeated(metrics: Metrics) -> None:

@@ -10,9 +10,10 @@ from typing import Final
 
 from fuzz.target import Draws, Target, is_for_people
 from tdx.errors import BadName, ProtocolError, RangeNotSatisfiable
-from tdx.model import Conflict
+from tdx.model import Conflict, Stages
 from tdx.proto import fields
 from tdx.proto.names import check_name, decode_name, encode_name, numbered
+from tdx.proto.stages import MOST_SECONDS, format_stages, parse_stages
 
 Check = Callable[[str], None]
 
@@ -80,6 +81,13 @@ def _conflict(text: str) -> None:
     assert fields.parse_conflict(text) is Conflict(text)
 
 
+def _stages(text: str) -> None:
+    found = parse_stages(text)
+    if found is not None:
+        assert all(0 <= seconds <= MOST_SECONDS for seconds in found.as_dict().values())
+        assert (parse_stages(format_stages(found)) or Stages()) == found
+
+
 PARSERS: Final[Mapping[str, Check]] = {
     "content_range": _content_range,
     "integer": _integer,
@@ -91,6 +99,7 @@ PARSERS: Final[Mapping[str, Check]] = {
     "seal": _seal,
     "mode": _mode,
     "conflict": _conflict,
+    "stages": _stages,
 }
 
 
@@ -120,6 +129,7 @@ def _values() -> list[bytes]:
         fields.format_seal(bytes(32)).encode(),
         b"644",
         b"overwrite",
+        b"read=0.31, hash=0.2;p=1, send=1000000000.0, rest=1, limit=-1",
     ]
 
 

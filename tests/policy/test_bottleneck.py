@@ -99,3 +99,18 @@ def test_without_a_word_from_the_sender_the_receivers_own_stages_tell(
     theirs: Stages, name: str | None
 ) -> None:
     assert name_without_sender(theirs) == name
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        (Stages(receive=0.01, limit=3), "rate limit"),
+        (Stages(receive=0.01, write=3), "receiver disk"),
+        (Stages(receive=0.01, hash=3), "CPU"),
+        (Stages(receive=3, write=0.004), "network"),
+    ],
+)
+def test_what_goes_on_when_all_that_is_sent_lies_in_buffers_is_what_the_transfer_waits_for(
+    theirs: Stages, name: str
+) -> None:
+    assert name_bottleneck(Stages(read=0.006, hash=0.001, send=0.004), theirs) == name

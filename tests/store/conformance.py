@@ -265,6 +265,72 @@ class StoreConformance:
 
     # --- holes ------------------------------------------------------------------------------
 
+    def test_what_came_over_the_network_is_neither_holes_nor_what_was_reused(self, harness: Harness) -> None:
+        data = content(2 * EXTENT) + bytes(2 * EXTENT)
+        upload = harness.store.create(spec(length=len(data), holes=(Span(3 * EXTENT, 4 * EXTENT),)))
+        send(upload, data, range(1))
+        second = data[EXTENT : 2 * EXTENT]
+        upload.write_at(memoryview(second), EXTENT)
+        upload.record(Piece(Span(EXTENT, 2 * EXTENT), digest_of(second), reused=EXTENT - 100))
+        upload.write_at(memoryview(bytes(12)), 2 * EXTENT)
+        upload.record(Piece(Span(2 * EXTENT, 2 * EXTENT + 10), digest_of(bytes(10))))
+        assert (upload.received, upload.held.total()) == (EXTENT + 100 + 10, 3 * EXTENT + 10)
+        upload.close()
+        harness.restart()
+        upload = harness.store.open(upload.id)
+        lost: list[int] = []
+        upload.tell_lost(lost.append)
+        assert upload.received == EXTENT + 100 + 10
+        upload.invalidate([1, 3])
+        upload.invalidate([1, 3])
+        upload.record(Piece(Span(2 * EXTENT, 2 * EXTENT + 12), digest_of(bytes(12))))
+        upload.record(Piece(Span(2 * EXTENT, 2 * EXTENT + 5), digest_of(bytes(5))))
+        assert lost == [100, 7]
+        assert upload.discard() == EXTENT + 5
+
+    def test_a_piece_cannot_have_reused_more_than_it_is_long(self, harness: Harness) -> None:
+        upload = harness.store.create(spec())
+        with pytest.raises(ValueError, match="not a piece"):
+            upload.record(Piece(Span(0, EXTENT), bytes(16), reused=EXTENT + 1))
+
+    def test_whoever_opens_an_upload_is_told_what_a_reboot_has_cost(self, harness: Harness) -> None:
+        data = content(3 * EXTENT)
+        upload = harness.store.create(spec())
+        send(upload, data, range(1))
+        upload.mark()
+        send(upload, data, range(1, 3))
+        harness.restart(reboot=True)
+        again = harness.store.open(upload.id)
+        lost: list[int] = []
+        again.tell_lost(lost.append)
+        assert (lost, again.received) == ([2 * EXTENT], EXTENT)
+        harness.damage(again.id, 5)
+        again.recheck([0])
+        assert (sum(lost), again.received) == (3 * EXTENT, 0)
+
+    def test_what_a_failed_sync_takes_back_is_told_but_not_the_beginning_that_stays(
+        self, harness: Harness
+    ) -> None:
+        data = content(3 * EXTENT)
+        upload = harness.store.create(spec())
+        lost: list[int] = []
+        upload.tell_lost(lost.append)
+        send(upload, data, range(1))
+        upload.mark()
+        send(upload, data, range(1, 2))
+        harness.fail_syncs(failing=True)
+        with pytest.raises(StorageError):
+            upload.mark()
+        harness.fail_syncs(failing=False)
+        assert (sum(lost), upload.received) == (EXTENT, EXTENT)
+
+    def test_an_abandoned_upload_that_expires_tells_what_had_come(self, harness: Harness) -> None:
+        upload = harness.store.create(spec())
+        send(upload, content(3 * EXTENT), range(2))
+        upload.close()
+        (gone,) = harness.store.expire(1e12)
+        assert gone.received == 2 * EXTENT
+
     def test_holes_are_held_from_the_start_as_far_as_they_cover_whole_extents(self, harness: Harness) -> None:
         length = 6 * EXTENT + 100
         holes = (Span(10, 2 * EXTENT), Span(3 * EXTENT, 5 * EXTENT - 1), Span(6 * EXTENT, length + 900))

@@ -158,8 +158,6 @@ class Session:
         """Nothing more is received; what came of extents that are not whole does not count."""
         self._writers.parts.forget()
 
-    # --- what others see of it -----------------------------------------------
-
     @property
     def active(self) -> bool:
         """Whether content arrives, or it is being published. From any thread."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import socketserver
+import threading
 from collections.abc import Iterator
 from typing import Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -21,6 +23,10 @@ from tdx.metrics import Family, Kind, Metrics
 
 IDLE_TIMEOUT: Final = 10.0
 """Seconds a scraper may keep the listener waiting."""
+
+MOST_AT_ONCE: Final = 32
+"""Connections that are open. Where one more comes, the oldest has to go: who sends a byte now and then would
+keep a thread and a descriptor for ever, and descriptors are what transfers need."""
 
 
 def translate(family: Family) -> Metric:
@@ -62,6 +68,27 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self._lock = threading.Lock()
+        self._talking: dict[socket.socket, None] = {}
+        """Connections, in the order in which they came."""
+        super().__init__(address, handler)
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        with self._lock:
+            if len(self._talking) >= MOST_AT_ONCE:
+                oldest = next(iter(self._talking))
+                del self._talking[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread ends, and closes it
+            self._talking[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        with self._lock:
+            self._talking.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the resolver for this machine's full name, which can take seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from tdx.model import Stages
@@ -19,6 +20,9 @@ NAMES: Final = (SENDER_DISK, RECEIVER_DISK, NETWORK, CPU, RATE_LIMIT, SENDER_OR_
 ENOUGH: Final = 0.2
 """Seconds of work of both ends together below which nothing is named: it would be chance."""
 
+LONG_AFTER: Final = 2.0
+"""How many times as long as the sender did anything the receiver waits where the network has the rest."""
+
 AT_LIMIT: Final = 0.9
 """Share of a rate limit from which on the limit is what counts."""
 
@@ -34,9 +38,11 @@ def name_bottleneck(
     while the network, or the receiver behind it, takes no more; ``receive`` blocks
     while the network, or the sender before it, brings nothing. Hence:
 
-    - the sync at the end, which nothing goes on beside, took longer than all the sender did: the
-      receiver's disk;
     - a rate that is at its limit, or a sender that spends most waiting for that: the limit;
+    - a stage of the receiver that took longer than all that the sender did, its waiting included: what was
+      sent lay in buffers, or the sync at the end, which nothing goes on beside, is the slow one;
+    - a receiver that waited for much longer than the sender did anything: the network, which had all in its
+      buffers;
     - the sender spends most in reading or hashing: it is never held up, so it is the slow
       one, by its disk or by its CPU;
     - else the sender waits in ``send``. The receiver spends most in writing and syncing,
@@ -48,14 +54,17 @@ def name_bottleneck(
     up; what nobody has reported counts as zero. While the receiver has reported nothing, a
     sender that waits says nothing about what for.
     """
-    if theirs.sync > max(ENOUGH, ours.read + ours.hash + ours.send + ours.limit):
-        return RECEIVER_DISK
     if rate is not None and limit is not None and rate >= AT_LIMIT * limit:
         return RATE_LIMIT
-    if ours.limit > max(ENOUGH, ours.read, ours.hash, ours.send):
-        return RATE_LIMIT
-    if ours.read + ours.hash + ours.send + theirs.receive + theirs.hash + theirs.write + theirs.sync < ENOUGH:
+    if sum(ours.as_dict().values()) + sum(theirs.as_dict().values()) < ENOUGH:
         return None
+    own = ours.read + ours.hash + ours.send + ours.limit
+    if max(theirs.hash, theirs.write + theirs.sync, theirs.limit) > own:
+        return _slowest_there(replace(theirs, receive=0.0), NETWORK)
+    if theirs.receive > LONG_AFTER * own:
+        return NETWORK
+    if ours.limit > max(ours.read, ours.hash, ours.send):
+        return RATE_LIMIT
     if max(ours.read, ours.hash) > ours.send:
         return SENDER_DISK if ours.read >= ours.hash else CPU
     if not any(theirs.as_dict().values()):

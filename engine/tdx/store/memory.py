@@ -66,9 +66,10 @@ class MemoryStore:
             return self._begin(upload, staged)
 
     def _begin(self, upload: UploadId, staged: Staged) -> MemoryUpload:
-        staged.claimed = True
+        staged.claimed, before = True, staged.state.received
         staged.state.apply(Record.session(self._session))
-        running = self._running[upload] = MemoryUpload(self.disk, upload, staged)
+        lost = before - staged.state.received
+        running = self._running[upload] = MemoryUpload(self.disk, upload, staged, lost)
         return running
 
     def bundle(self, owner: Owner, conflict: Conflict, length: int | None) -> MemoryBundle:

@@ -20,12 +20,14 @@ from tdx.store.rules import complete_length, lengthened, refreshed
 class MemoryUpload:
     """See :class:`tdx.store.port.Upload`."""
 
-    def __init__(self, disk: MemoryDisk, upload: UploadId, staged: Staged) -> None:
+    def __init__(self, disk: MemoryDisk, upload: UploadId, staged: Staged, lost: int) -> None:
+        """``lost`` bytes that came over the network were found to be lost."""
         self._disk = disk
         self._id = upload
         self._staged = staged
         self._lock = threading.Lock()
-        self._lost: Callable[[int], None] = _nobody
+        self._lost = lost
+        self._tell: Callable[[int], None] | None = None
         self._gate = Gate(staged.spec.name, self._lock)
 
     @property
@@ -65,7 +67,13 @@ class MemoryUpload:
         return self._staged.state.received
 
     def tell_lost(self, lost: Callable[[int], None]) -> None:
-        self._lost = lost
+        self._tell = lost
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        if self._tell is not None and self._lost:
+            lost, self._lost = self._lost, 0
+            self._tell(lost)
 
     @property
     def spoiled(self) -> bool:
@@ -187,8 +195,8 @@ class MemoryUpload:
         state = self._staged.state
         before = state.received
         state.apply(record)
-        if state.received < before:
-            self._lost(before - state.received)
+        self._lost += max(0, before - state.received)
+        self._tell_lost()
         self._staged.touched_at = self._disk.now()
 
     def _forget(self, extents: Iterable[int]) -> None:
@@ -221,7 +229,3 @@ class MemoryUpload:
         self._disk.keep(receipt, self.spec.expires_after)
         self._disk.remove(self._id)
         self._end()
-
-
-def _nobody(_: int) -> None:
-    """Nobody wants to know what is lost."""
