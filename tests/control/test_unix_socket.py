@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -172,20 +172,21 @@ def test_of_several_that_find_it_stale_at_once_one_gets_it(path: Path) -> None:
             for _ in range(4)
         ]
 
-        def heard() -> list[str]:
-            return [rival.stdout.readline().strip() for rival in rivals if rival.stdout]
+        def heard(rival: subprocess.Popen[str]) -> str:
+            assert rival.stdout
+            return rival.stdout.readline().strip()
 
-        def tell(word: str) -> None:
-            for rival in rivals:
-                assert rival.stdin
-                with suppress(BrokenPipeError):
-                    rival.stdin.write(word + "\n")
-                    rival.stdin.flush()
+        def tell(rival: subprocess.Popen[str], word: str) -> None:
+            assert rival.stdin
+            rival.stdin.write(word + "\n")
+            rival.stdin.flush()
 
-        assert heard() == ["ready"] * 4
-        tell("go")
-        assert sorted(heard()) == ["got it", *["refused"] * 3]
+        assert [heard(rival) for rival in rivals] == ["ready"] * 4
+        for rival in rivals:
+            tell(rival, "go")
+        said = [heard(rival) for rival in rivals]
+        assert sorted(said) == ["got it", *["refused"] * 3]
         connect(path, 5.0).close()
-        tell("end")
+        tell(rivals[said.index("got it")], "end")  # the others have ended
         assert [rival.wait(30) for rival in rivals] == [0] * 4
     assert not path.exists()
