@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tdx.config import ServeConfig
 from tdx.control.discovery import announce
+from tdx.control.figures import Figure
 from tdx.control.local_api import listen_locally
 from tdx.control.loop import loop_factory
 from tdx.control.on_receive import Programs
@@ -48,8 +49,9 @@ def assemble(config: ServeConfig, store: Store, pump: str | None = None) -> Rece
     metrics.transfers_active.follow(lambda: float(receiver.active()))
     metrics.transfers_stalled.follow(lambda: float(receiver.stalled()))
     metrics.storage_reserve_bytes.set(config.reserve)
-    metrics.storage_free_bytes.follow(lambda: float(store.free_bytes()))
-    metrics.staging_bytes.follow(lambda: float(store.staged_bytes()))
+    # A scrape that waited for a disk that hangs would keep disk_waiting, too, from being told.
+    metrics.storage_free_bytes.follow(Figure(store.free_bytes))
+    metrics.staging_bytes.follow(Figure(store.staged_bytes))
     receiver = Receiver(
         config=config,
         store=store,
