@@ -290,6 +290,7 @@ class Sessions:
             if partial.spec.key is not None and partial.spec.source_id is None:
                 try:
                     upload = await self._workers.on_disk(self._store.open, partial.upload)
+                    upload.tell_lost(lambda n: self._metrics.discard(n, Discard.INVALIDATED))
                     self._metrics.discard(await self._workers.on_disk(upload.discard), Discard.ABANDONED)
                 except TdxError as error:
                     log.warning("the upload %s stays: %s", partial.upload, error)
