@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from support.asking import PATIENCE, answering, ask, connected, status_at
-from support.receiving import RunningReceiver
+from support.receiving import RunningReceiver, running
 from support.spaces import STRANGER, needs_root
 from tdx.control import local_api
 
@@ -140,14 +141,14 @@ def as_nobody(path: Path) -> str:
     return done.stdout
 
 
-def test_another_user_has_no_way_in_and_where_the_file_is_opened_is_still_refused(path: Path) -> None:
+def test_another_user_has_no_way_in_and_where_the_file_is_opened_is_still_refused() -> None:
     needs_root()
-    folder = path.parent
-    while folder != folder.parent and not folder.stat().st_mode & 0o001:
-        folder.chmod(0o711)
-        folder = folder.parent
-    assert as_nobody(path) == "no way in\n"
-    path.chmod(0o666)
-    answer = as_nobody(path)
+    # Not below pytest's own folder, which each pytest of this user closes to others as it starts.
+    with TemporaryDirectory() as folder, running(Path(folder)) as receiver, answering(receiver) as path:
+        Path(folder).chmod(0o711)
+        path.parent.chmod(0o711)
+        assert as_nobody(path) == "no way in\n"
+        path.chmod(0o666)
+        answer = as_nobody(path)
     assert answer.startswith("HTTP/1.1 403 ")
     assert f"you are uid {STRANGER}" in answer
