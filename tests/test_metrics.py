@@ -219,6 +219,17 @@ def test_labels_of_a_closed_set_are_there_from_the_start_and_documented(heading:
     assert all(sample.value == 0 for sample in samples)
 
 
+def test_uploads_and_bytes_of_either_protocol_are_there_from_the_start() -> None:
+    """So that the first failure is an increase."""
+    metrics = Metrics("1.2.3")
+    results = {"published", "identical", "skipped", "failed", "cancelled", "superseded"}
+    uploads = family_of(metrics, "tdx_uploads_total").samples
+    assert {sample.labels for sample in uploads} == {(p, r) for p in ("tdx", "http") for r in results}
+    received = family_of(metrics, "tdx_received_bytes_total").samples
+    assert {sample.labels for sample in received} == {("tdx",), ("http",)}
+    assert not any(sample.value for sample in (*uploads, *received))
+
+
 def test_a_transfer_too_short_to_tell_waited_for_something_unknown() -> None:
     metrics = Metrics("1.2.3")
     metrics.waited_for(None, 0.25)

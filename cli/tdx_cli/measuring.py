@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 PATIENCE: Final = 5.0
 """Seconds that writing may take when a push is over."""
 
-USELESS: Final = "{} nothing to anybody without --metrics-textfile or --metrics-push"
-
 HURRY: Final = 1.0
 """The same where the process is being ended."""
+
+USELESS: Final = "{} nothing to anybody without --metrics-textfile or --metrics-push"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,8 @@ class _Writing:
     def problem(self, until: float, seconds: float) -> str | None:
         self._thread.join(max(until - time.monotonic(), 0))
         problem = f"not done after {seconds_of(seconds)}" if self._thread.is_alive() else self._problem
-        return None if problem is None else f"{self._what}: {problem}"
+        # A Pushgateway may say anything.
+        return None if problem is None else f"{self._what}: {shown(problem)}"
 
 
 def code_of(error: BaseException) -> int:

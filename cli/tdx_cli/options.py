@@ -34,7 +34,7 @@ METRICS_TEXTFILE: Final = click.option(
     "--metrics-textfile",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write how it ended to FILE.prom, for node_exporter.",
+    help="Write how it ended to FILE, a *.prom, for node_exporter.",
 )
 METRICS_PUSH: Final = click.option("--metrics-push", metavar="URL", help="Tell a Pushgateway how it ended.")
 METRICS_INTERVAL: Final = click.option(

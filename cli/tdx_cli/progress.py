@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tdx.model import shown
+from tdx.policy.speed import Speed
 from tdx_cli.report import Ending, Overall, Report
 from tdx_cli.text import seconds_of, size_of
 
@@ -21,9 +21,6 @@ PATIENCE: Final = 0.5
 REDRAW: Final = 0.2
 """Seconds between two pictures: more would take the interpreter from the threads that hash."""
 
-WINDOW: Final = 5.0
-"""Seconds over which the rate is measured."""
-
 ROOM_FOR_A_BAR: Final = 100
 """Columns of a terminal that has room for a bar beside the figures and what holds it up."""
 
@@ -33,34 +30,6 @@ PHASES: Final = {
     "committing": "making it durable",
 }
 """What stands in the place of the bottleneck while no content travels."""
-
-
-class Speed:
-    """The rate of a growing count over the last :data:`WINDOW` seconds."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def observe(self, count: int, now: float) -> None:
-        if self._seen and count < self._seen[-1][1]:
-            self._seen.clear()
-        self._seen.append((now, count))
-        # One observation older than the window stays, so that the window is covered.
-        while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW:
-            self._seen.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Per second; None until two observations are some time apart."""
-        if not self._seen or self._seen[-1][0] <= self._seen[0][0]:
-            return None
-        (before, start), (after, end) = self._seen[0], self._seen[-1]
-        return (end - start) / (after - before)
-
-    def eta(self, left: int) -> float | None:
-        """Seconds for ``left`` more; None where it does not move."""
-        rate = self.rate
-        return left / rate if rate else None
 
 
 def percentage(done: int, total: int | None) -> str:

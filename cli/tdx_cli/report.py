@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 OUTCOMES: Final = {"published": "done", "identical": "identical", "skipped": "skipped"}
 """How an outcome of the engine is called in events."""
 
-
 LONG_SECONDS: Final = 5.0
 """Who waited so long for a file is told what for."""
 

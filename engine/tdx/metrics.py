@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Final, Protocol
 
 from tdx.errors import Busy, Forbidden, IdentityUnavailable, NoSpace, PairingFailed, TlsFailed
@@ -21,11 +21,17 @@ from tdx.policy.bottleneck import NAMES
 
 Labels = tuple[str, ...]
 
-# fmt: off
-STALLED_SECONDS: Final = 30
+PROTOCOLS: Final = ("tdx", "http")
+"""Who sends: tdx's own senders, and everybody else."""
+
+RESULTS: Final = (*(each.value for each in Outcome), "failed", "cancelled", "superseded")
 UNKNOWN: Final = "unknown"
 """What a transfer waited for that was too short to tell."""
 
+STALLED_SECONDS: Final = 30
+"""An active transfer that has brought no byte for so long has stalled."""
+
+# fmt: off
 DURATION_BUCKETS: Final = (
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 5400.0, 7200.0, 10800.0,
@@ -129,10 +135,13 @@ class _Values:
 class Counter(_Values):
     """A number that only grows. Its name ends in ``_total``."""
 
-    def __init__(self, name: str, help: str, labels: Labels = ()) -> None:
+    def __init__(self, name: str, help: str, labels: Labels = (), known: Iterable[Labels] = ()) -> None:
+        """``known``: label values that are there from the start, so that a rate sees the first of them."""
         if not name.endswith("_total"):
             raise ValueError(f"a counter's name ends in _total: {name}")
         super().__init__(name, help, labels)
+        for each in known:
+            self.add(0, each)
 
     def add(self, amount: float = 1, labels: Labels = ()) -> None:
         """Add ``amount`` (not negative). Adding 0 makes a labelled series appear."""
@@ -212,22 +221,24 @@ class Metrics:
         self.requests = Counter(
             "tdx_http_requests_total", "HTTP requests answered.", ("method", "route", "code")
         )
-        self.uploads = Counter("tdx_uploads_total", "Uploads that ended.", ("protocol", "result"))
-        # What somebody may be alerted of begins with 0: else the first is no increase to Prometheus.
-        for protocol in ("tdx", "http"):
-            for result in (*map(str, Outcome), "failed"):
-                self.uploads.add(0, (protocol, result))
+        self.uploads = Counter(
+            "tdx_uploads_total", "Uploads that ended.", ("protocol", "result"), product(PROTOCOLS, RESULTS)
+        )
         self.uploads_active = Gauge("tdx_uploads_active", "Uploads that are open now.")
         self.connections_active = Gauge("tdx_connections_active", "Connections that are open now.")
         self.received_bytes = Counter(
-            "tdx_received_bytes_total", "Bytes of file content received.", ("protocol",)
+            "tdx_received_bytes_total",
+            "Bytes of file content received.",
+            ("protocol",),
+            ((each,) for each in PROTOCOLS),
         )
         self.sent_bytes = Counter("tdx_sent_bytes_total", "Bytes of file content sent.")
         self.discarded_bytes = Counter(
-            "tdx_discarded_bytes_total", "Bytes of file content received and not kept.", ("reason",)
+            "tdx_discarded_bytes_total",
+            "Bytes of file content received and not kept.",
+            ("reason",),
+            ((each.value,) for each in Discard),
         )
-        for reason in Discard:
-            self.discard(0, reason)
         self.published_bytes = Counter("tdx_published_bytes_total", "Bytes of the files published.")
         self.resumes = Counter("tdx_resumes_total", "Uploads continued from a partial.")
         self.resumed_bytes = Counter(
@@ -243,9 +254,12 @@ class Metrics:
             "tdx_digest_failures_total",
             "Extents and whole files whose digest was not the expected one, and sealed bodies changed.",
         )
-        self.refused = Counter("tdx_refused_total", "Connections and requests refused.", ("reason",))
-        for error in TURNED_AWAY:
-            self.refused.add(0, (error.code,))
+        self.refused = Counter(
+            "tdx_refused_total",
+            "Connections and requests refused.",
+            ("reason",),
+            ((error.code,) for error in TURNED_AWAY),
+        )
         self.transfer_duration = Histogram(
             "tdx_transfer_duration_seconds", "Time from opening an upload to its end.", DURATION_BUCKETS
         )
@@ -255,16 +269,17 @@ class Metrics:
             THROUGHPUT_BUCKETS,
         )
         self.stage_seconds = Counter(
-            "tdx_stage_seconds_total", "Time spent in each stage of moving bytes.", ("stage",)
+            "tdx_stage_seconds_total",
+            "Time spent in each stage of moving bytes.",
+            ("stage",),
+            ((each,) for each in Stages.__slots__),
         )
-        self.add_stages(Stages())
         self.bottleneck_seconds = Counter(
             "tdx_bottleneck_seconds_total",
             "Duration of the transfers that ended, by what they waited for.",
             ("bottleneck",),
+            ((each,) for each in (*NAMES, UNKNOWN)),
         )
-        for name in (*NAMES, UNKNOWN):
-            self.bottleneck_seconds.add(0, (name,))
         self.transfers_active = Gauge(
             "tdx_transfers_active", "Uploads of which content arrives, or which are published, now."
         )

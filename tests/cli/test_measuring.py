@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,6 +257,43 @@ def test_what_cannot_be_written_is_a_line_and_not_the_exit_code(
         "tdx: http://127.0.0.1:1/x: the measurements were not sent: Connection refused; "
         "the push itself is not affected\n"
     )
+
+
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """A gateway that answers the first request with this."""
+
+    def talk(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(1 << 16)
+            sock.sendall(answer)
+            while sock.recv(1 << 16):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        thread = threading.Thread(target=talk, args=(listener,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 503 busy\r\nContent-Length: 9\r\n\r\n\x1b]0;X\x07\r\nno",
+        b"HTTP/1.1 503 \x1b[31mbusy\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_a_gateway_says_drives_no_terminal(
+    tdx: Tdx, receiver: RunningReceiver, source: Path, answer: bytes
+) -> None:
+    with answering(answer) as url:
+        done = tdx("push", source, receiver.address, "-q", "--metrics-push", url, "--metrics-task", "nightly")
+    assert done.returncode == 0
+    assert "it answers 503" in done.stderr
+    assert done.stderr.removesuffix("\n").isprintable()
 
 
 def test_a_gateway_that_does_not_answer_is_not_waited_for(

@@ -15,7 +15,6 @@ from support.receiving import RunningReceiver, push, running
 from support.uploading import open_upload
 from support.wire import head
 from tdx.control import receiver as receivers
-from tdx.control import sessions
 from tdx.control.live import Live, bottleneck_of
 from tdx.control.progress import Tally
 from tdx.model import Stages
@@ -49,7 +48,7 @@ def test_an_upload_tells_what_it_has_got_so_far_and_where_the_time_went(receiver
     (idle,) = live(receiver)
     assert (idle.upload, idle.name, idle.size, idle.protocol) == (upload.id, "f", LENGTH, "tdx")
     assert (idle.received, idle.held, idle.resumed) == (EXTENT, EXTENT, 0)
-    assert (idle.streams, idle.active, idle.committing) == (0, False, False)
+    assert (idle.streams, idle.active, idle.phase) == (0, False, "waiting")
     assert gauges(receiver) == (0, 0)
     with receiver.connect() as wire:
         fields = {**upload.range_fields(EXTENT, LENGTH, LENGTH), "Tdx-Stages": "read=2.5, send=1.5"}
@@ -93,8 +92,7 @@ def test_a_bundle_on_its_way_is_seen_too(receiver: RunningReceiver) -> None:
 def test_a_body_that_brings_nothing_for_long_has_stalled(
     receiver: RunningReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sessions, receivers):
-        monkeypatch.setattr(module, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(receivers, "STALLED_SECONDS", 0.5)
     upload = open_upload(receiver, "f", LENGTH)
     bundle = head("POST", "/files", {**bundle_wire.fields(), "Content-Length": 1000})
     with receiver.connect() as wire, receiver.connect() as another:

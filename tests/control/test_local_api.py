@@ -13,17 +13,11 @@ from pathlib import Path
 import pytest
 
 from support.asking import PATIENCE, answering, ask, connected, status_at
-from support.receiving import RunningReceiver, running
+from support.receiving import RunningReceiver
 from support.spaces import STRANGER, needs_root
 from tdx.control import local_api
 
 REQUEST = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[RunningReceiver]:
-    with running(tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

@@ -15,9 +15,14 @@ from support.datakit import pattern
 from support.receiving import RunningReceiver, local_store, running
 from support.uploading import Opened, open_upload
 from support.wire import chunked, head
-from tdx.integrity import BLOCK, MIN_EXTENT, PART, extent_span
-from tdx.metrics import Discard
+from tdx.control.sessions import Sessions
+from tdx.control.workers import Workers
+from tdx.integrity import BLOCK, MIN_EXTENT, PART, digest_of, extent_span
+from tdx.metrics import Discard, Metrics
+from tdx.model import FileName, Owner, Span, UploadSpec
 from tdx.policy.admission import Limits
+from tdx.store.memory import MemoryStore
+from tdx.store.port import Piece
 
 EXTENT = MIN_EXTENT
 LENGTH = 2 * EXTENT + 3 * PART + 7
@@ -350,3 +355,24 @@ def test_what_a_file_shares_with_the_one_it_replaces_was_not_received(tmp_path: 
         assert again.commit(receiver, NEW, digests=[bytes(16)] * 4).status == 409
         # Of all four extents one block had come over the wire.
         assert discarded(receiver) == {"invalidated": BLOCK}
+
+
+async def test_of_what_nobody_can_go_on_with_a_reboot_has_taken_some_and_the_rest_is_abandoned() -> None:
+    store, metrics, size = MemoryStore(), Metrics("1.2.3"), 2 * EXTENT
+    spec = UploadSpec(owner=Owner("local:0"), name=FileName("f"), length=size, extent_size=EXTENT, key="k")
+    upload = store.create(spec)
+    for start in (0, EXTENT):
+        part = CONTENT[start : start + EXTENT]
+        upload.write_at(memoryview(part), start)
+        upload.record(Piece(Span(start, start + EXTENT), digest_of(part)))
+        if not start:
+            upload.mark()
+    store.restart(reboot=True)
+    workers = Workers(bodies=1)
+    try:
+        await Sessions(store, workers, metrics, None).discard_orphans()
+    finally:
+        workers.close()
+    assert store.partials() == []
+    lost = {each: metrics.discarded_bytes.value((each,)) for each in ("invalidated", "abandoned")}
+    assert lost == {"invalidated": EXTENT, "abandoned": EXTENT}

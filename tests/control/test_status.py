@@ -18,17 +18,11 @@ from support.processes import wait_until
 from support.receiving import RunningReceiver, running
 from support.uploading import open_upload
 from support.wire import head
-from tdx.control.status import Disk, Speed
+from tdx.control.status import Disk
 from tdx.errors import StorageError
 from tdx.store.memory import MemoryStore
 
 LENGTH = 12 * MIB
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[RunningReceiver]:
-    with running(tmp_path) as found:
-        yield found
 
 
 @pytest.fixture
@@ -242,37 +236,3 @@ def test_an_answer_comes_also_while_the_disk_hangs(tmp_path: Path) -> None:
                 store.goes_on.set()
         finally:
             store.goes_on.set()
-
-
-# --- rates -------------------------------------------------------------------
-
-
-def seen(speed: Speed, counts: dict[float, int]) -> Speed:
-    for now, count in counts.items():
-        speed.observe(count, now)
-    return speed
-
-
-def test_a_rate_is_that_of_the_last_seconds() -> None:
-    speed = seen(Speed(0.0), {float(second): 100 * second for second in range(20)})
-    assert speed.rate(0.0) == 100
-    seen(speed, {20.0 + second: 1900 for second in range(7)})
-    assert speed.rate(0.0) == 0
-    assert speed.grew_at == 19.0
-
-
-def test_before_it_has_been_seen_for_a_while_a_rate_is_that_since_the_beginning() -> None:
-    assert Speed(10.0).rate(10.0) == 0
-    assert seen(Speed(10.0), {14.0: 400}).rate(10.0) == 100
-    assert seen(Speed(10.0), {14.0: 400, 14.1: 450}).rate(10.0) == 100
-
-
-def test_looking_often_makes_no_rate_jump() -> None:
-    speed = seen(Speed(0.0), {tick / 100: tick for tick in range(1000)})
-    assert speed.rate(0.0) == pytest.approx(100, rel=0.01)
-
-
-def test_a_new_run_begins_anew() -> None:
-    speed = seen(Speed(0.0), {0.0: 0, 1.0: 1000, 2.0: 2000, 3.0: 10, 4.0: 20})
-    assert speed.rate(3.0) == 10
-    assert speed.grew_at == 4.0

@@ -500,6 +500,27 @@ class StoreConformance:
         publish(again, data)
         assert harness.published() == {"disk.img": data}
 
+    def test_received_bytes_that_are_no_longer_held_are_told_also_those_that_a_reboot_took(
+        self, harness: Harness
+    ) -> None:
+        data = content(4 * EXTENT)
+        upload = harness.store.create(spec(length=len(data)))
+        send(upload, data, range(2))
+        upload.mark()
+        send(upload, data, range(2, 3))
+        part = data[3 * EXTENT :]
+        upload.write_at(memoryview(part), 3 * EXTENT)
+        upload.record(Piece(Span(3 * EXTENT, 4 * EXTENT), digest_of(part), reused=100))
+        assert upload.received == 4 * EXTENT - 100
+        harness.restart(reboot=True)
+        again, lost = harness.store.open(upload.id), list[int]()
+        again.tell_lost(lost.append)
+        assert (again.received, sum(lost)) == (2 * EXTENT, 2 * EXTENT - 100)
+        again.invalidate([0])
+        assert (again.received, sum(lost)) == (EXTENT, 3 * EXTENT - 100)
+        send(again, data, range(1))
+        assert (again.discard(), sum(lost)) == (2 * EXTENT, 3 * EXTENT - 100)
+
     def test_after_a_kill_what_no_mark_covers_is_rechecked_and_what_one_covers_is_not(
         self, harness: Harness
     ) -> None:

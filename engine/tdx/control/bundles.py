@@ -33,7 +33,7 @@ from tdx.errors import (
 )
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
 from tdx.metrics import Discard
-from tdx.model import Conflict, FileName, Identity, Outcome, Receipt, Stages, UploadId
+from tdx.model import Conflict, FileName, Outcome, Receipt, Stages, UploadId
 from tdx.policy.rules import largest_file
 from tdx.proto import bundle as wire
 from tdx.proto import fields
@@ -140,44 +140,26 @@ class Arrival:
         self._received += self._untold
         self._untold = 0
 
-    @property
-    def silent_for(self) -> float:
-        """See :class:`tdx.control.receiver.Arriving`."""
-        body = self._body
-        return 0.0 if body is None else body.silent_for
-
-    @property
-    def caller(self) -> Identity:
-        """See :class:`tdx.control.receiver.Arriving`."""
-        return self._exchange.identity
-
-    @property
-    def expected(self) -> int | None:
-        """See :class:`tdx.control.receiver.Arriving`."""
-        return self._exchange.head.framing.length
-
-    @property
-    def files(self) -> int:
-        """See :class:`tdx.control.receiver.Arriving`."""
-        return len(self._results)
-
     def live(self) -> Live:
         """See :class:`tdx.control.receiver.Arriving`."""
+        body = self._body
         return Live(
             upload=None,
+            peer=self._exchange.identity.node,
             owner=self._incoming.owner,
             name=None,
-            size=None,
+            size=self._exchange.head.framing.length,
             protocol=self._exchange.protocol,
             began=self._began,
             received=self._received + self._untold,
             resumed=0,
             held=self._received + self._untold,
-            stages=held_back(self.stages, self._body),
+            stages=held_back(self.stages, body),
             sender_stages=self._told,
-            streams=0 if self._body is None else 1,
-            silent_for=self.silent_for,
-            committing=self.publishing,
+            streams=0 if body is None else 1,
+            silent_for=0.0 if body is None else body.silent_for,
+            phase="publishing" if self.publishing else "receiving",
+            files=len(self._results),
         )
 
     # --- in the body's thread -----------------------------------------------------------

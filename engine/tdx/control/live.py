@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tdx.model import FileName, Owner, Stages, UploadId
 from tdx.policy.bottleneck import name_bottleneck, name_without_sender
@@ -16,19 +17,24 @@ def bottleneck_of(sender: Stages | None, receiver: Stages) -> str | None:
     return name_bottleneck(sender, receiver)
 
 
+Phase = Literal["receiving", "comparing", "publishing", "waiting"]
+
+
 @dataclass(frozen=True, slots=True)
 class Live:
     """One upload, or one bundle of small files, which has neither ``upload`` nor ``name``.
 
-    ``size`` is in bytes, None while it is unknown. ``began`` is when the newest run opened it, on the loop's
-    clock. ``received`` are the bytes that came since, those of bodies on their way included; ``resumed`` what
-    was held before, ``held`` what is now. ``stages`` are the receiver's seconds in this run,
+    ``peer`` is the machine that opened it, as the network names it, if that is known. ``size`` is in bytes,
+    of a bundle that of its body; None while it is unknown. ``began`` is when the newest run opened it, on the
+    loop's clock. ``received`` are the bytes that came since, those of bodies on their way included;
+    ``resumed`` what was held before, ``held`` what is now. ``stages`` are the receiver's seconds in this run,
     ``sender_stages`` the sender's, as far as it has told (None: nothing). ``streams`` is how many bodies are
-    on their way, ``silent_for`` for how many seconds none of them has brought a byte. ``committing``: it is
-    compared, made durable and published.
+    on their way, ``silent_for`` for how many seconds none of them has brought a byte. ``files``: of how many
+    of a bundle it is known by now what becomes of them.
     """
 
     upload: UploadId | None
+    peer: str | None
     owner: Owner
     name: FileName | None
     size: int | None
@@ -41,12 +47,13 @@ class Live:
     sender_stages: Stages | None
     streams: int
     silent_for: float
-    committing: bool
+    phase: Phase
+    files: int = 0
 
     @property
     def active(self) -> bool:
         """Whether something goes on: others are open, and their senders may come back."""
-        return self.streams > 0 or self.committing
+        return self.phase != "waiting"
 
     @property
     def bottleneck(self) -> str | None:

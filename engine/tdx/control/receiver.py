@@ -27,25 +27,9 @@ from tdx.store.port import Partial, Store
 class Arriving(Protocol):
     """A bundle on its way."""
 
-    @property
-    def silent_for(self) -> float:
-        """Seconds for which its sender has been waited for in vain. From any thread."""
+    def live(self) -> Live:
+        """How it stands at this moment. From any thread."""
         ...
-
-    @property
-    def caller(self) -> Identity: ...
-
-    @property
-    def expected(self) -> int | None:
-        """Bytes of the request's body; None where nobody has said."""
-        ...
-
-    @property
-    def files(self) -> int:
-        """Of how many it is known by now what becomes of them."""
-        ...
-
-    def live(self) -> Live: ...
 
 
 @dataclass(slots=True)
@@ -71,19 +55,18 @@ class Receiver:
     programs: Programs | None = None
     """What is run for each file that was published."""
 
-    def active(self) -> int:
-        """How many transfers are under way: uploads that are received or published now, and bundles. From
+    def live(self) -> list[Live]:
+        """Every upload that is open, and every bundle that is received, as they stand at this moment. From
         any thread."""
-        return self.sessions.active() + len(self.arrivals)
+        return [each.live() for each in (*self.sessions, *list(self.arrivals))]
+
+    def active(self) -> int:
+        """How many transfers are under way: received, compared or published now. From any thread."""
+        return sum(each.active for each in self.live())
 
     def stalled(self) -> int:
         """How many of these have brought no byte for a while. From any thread."""
-        silent = (each.silent_for for each in list(self.arrivals))
-        return self.sessions.stalled() + sum(seconds >= STALLED_SECONDS for seconds in silent)
-
-    def live(self) -> list[Live]:
-        """Every upload that is open, and every bundle that is received, as they stand at this moment."""
-        return [*self.sessions.live(), *(each.live() for each in list(self.arrivals))]
+        return sum(each.active and each.silent_for >= STALLED_SECONDS for each in self.live())
 
     def published(self, receipts: Iterable[Receipt], identity: Identity | None) -> None:
         """Files have ended well just now, sent by ``identity`` (None: nobody remembers who it was). What was

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from typing import Final, ParamSpec, TypeVar
 
 from tdx.control import events
-from tdx.control.live import Live
+from tdx.control.live import Live, Phase
 from tdx.control.messages import Exchange
 from tdx.control.quotas import Quotas
 from tdx.control.received import Received, accounting, held_back
@@ -158,15 +158,7 @@ class Session:
         """Nothing more is received; what came of extents that are not whole does not count."""
         self._writers.parts.forget()
 
-    @property
-    def active(self) -> bool:
-        """Whether content arrives, or it is being published. From any thread."""
-        return bool(self._writers) or self.machine.state is UploadState.COMMITTING
-
-    @property
-    def silent_for(self) -> float:
-        """Seconds for which its senders have been waited for in vain. From any thread."""
-        return self._writers.silent_for()
+    # --- what others see of it -----------------------------------------------
 
     def heard(self, told: Stages | None) -> None:
         """Its sender says where its time went in this run so far. Of several streams an older word may come
@@ -175,11 +167,12 @@ class Session:
             self.told = told if self.told is None else self.told.at_least(told)
 
     def live(self) -> Live:
-        """How it stands at this moment, bodies that are on their way included."""
+        """How it stands at this moment, bodies that are on their way included. From any thread."""
         brought = self._writers.brought()
         brought.add(self.brought)
         return Live(
             upload=self.id,
+            peer=self.peer,
             owner=self.owner,
             name=self.upload.spec.name,
             size=self.upload.spec.length,
@@ -191,9 +184,16 @@ class Session:
             stages=brought.stages,
             sender_stages=self.told,
             streams=len(self._writers),
-            silent_for=self.silent_for,
-            committing=self.machine.state is UploadState.COMMITTING,
+            silent_for=self._writers.silent_for(),
+            phase=self._phase(),
         )
+
+    def _phase(self) -> Phase:
+        if self._writers:
+            return "receiving"
+        if self.machine.state is UploadState.COMMITTING and self.publishing.locked():
+            return "publishing"
+        return "comparing" if self.busy else "waiting"
 
     def check_epoch(self, epoch: int | None) -> None:
         """A tdx upload is only for its newest opener; generic clients have no epoch."""

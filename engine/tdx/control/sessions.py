@@ -11,12 +11,12 @@ from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from tdx.control import events
-from tdx.control.live import Live, bottleneck_of
+from tdx.control.live import bottleneck_of
 from tdx.control.quotas import Quotas
 from tdx.control.session import Session
 from tdx.control.workers import Workers
 from tdx.errors import Busy, NoSpace, NotFound, StorageError, Superseded, TdxError
-from tdx.metrics import STALLED_SECONDS, Discard, Metrics
+from tdx.metrics import Discard, Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
 from tdx.policy.rules import Grant
 from tdx.proto.receiver import UploadEvent
@@ -51,20 +51,8 @@ class Sessions:
         return len(self._open)
 
     def __iter__(self) -> Iterator[Session]:
-        """Those that are open now."""
+        """Those that are open now. From any thread."""
         return iter(list(self._open.values()))
-
-    def active(self) -> int:
-        """Of how many content arrives, or which are being published. From any thread."""
-        return sum(session.active for session in list(self._open.values()))
-
-    def stalled(self) -> int:
-        """How many of these have brought nothing for a while. From any thread."""
-        return sum(session.silent_for >= STALLED_SECONDS for session in list(self._open.values()))
-
-    def live(self) -> list[Live]:
-        """Every upload that is open, as it stands at this moment."""
-        return [session.live() for session in list(self._open.values())]
 
     def busy(self) -> int:
         """How many are being received, compared or published now."""
@@ -302,6 +290,7 @@ class Sessions:
             if partial.spec.key is not None and partial.spec.source_id is None:
                 try:
                     upload = await self._workers.on_disk(self._store.open, partial.upload)
+                    upload.tell_lost(lambda n: self._metrics.discard(n, Discard.INVALIDATED))
                     self._metrics.discard(await self._workers.on_disk(upload.discard), Discard.ABANDONED)
                 except TdxError as error:
                     log.warning("the upload %s stays: %s", partial.upload, error)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from tdx.config import format_address
 from tdx.control.live import Live
-from tdx.control.receiver import Arriving, Receiver
-from tdx.control.session import Session
+from tdx.control.receiver import Receiver
 from tdx.errors import TdxError
 from tdx.identity.port import Endpoint
-from tdx.model import Stages, UploadId
+from tdx.metrics import PROTOCOLS
+from tdx.model import UploadId
+from tdx.policy.speed import Speed
 from tdx.store.port import Store
 from tdx.version import VERSION
 
@@ -26,9 +25,6 @@ Listening = Callable[[], Iterable[Endpoint]]
 
 INTERVAL: Final = 1.0
 """Seconds between two looks at how much has come."""
-
-WINDOW: Final = 5.0
-"""Seconds over which a rate is measured."""
 
 DISK_SECONDS: Final = 1.0
 """How long an answer waits for the disk."""
@@ -80,33 +76,19 @@ class Disk:
             return None
 
 
-class Speed:
-    """How fast a count has grown lately, and since when it has not."""
+class _Pace:
+    """How fast the run of an upload that ``began`` then brings bytes, and when the newest ones came."""
 
-    def __init__(self, now: float) -> None:
-        self.grew_at = now
-        self._seen: deque[tuple[float, int]] = deque()
+    def __init__(self, began: float) -> None:
+        self.began = self.grew_at = began
+        self.speed = Speed()
+        self._count = 0
+        self.speed.observe(0, began)
 
     def observe(self, count: int, now: float) -> None:
-        if self._seen and count < self._seen[-1][1]:  # a newer run
-            self._seen.clear()
-        if count > (self._seen[-1][1] if self._seen else 0):
-            self.grew_at = now
-        if self._seen and now - self._seen[-1][0] < INTERVAL / 4:
-            return
-        self._seen.append((now, count))
-        # One observation older than the window stays, so that the window is covered.
-        while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW:
-            self._seen.popleft()
-
-    def rate(self, since: float) -> float:
-        """Per second; over the time ``since`` then where it has been looked at for less than a while."""
-        if not self._seen:
-            return 0.0
-        (before, start), (after, end) = self._seen[0], self._seen[-1]
-        if after - before < INTERVAL:
-            return end / (after - since) if after > since else 0.0
-        return (end - start) / (after - before)
+        if count > self._count:
+            self._count, self.grew_at = count, now
+        self.speed.observe(count, now)
 
 
 class Status:
@@ -121,14 +103,26 @@ class Status:
         self._began = self._loop.time()
         self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self._disk = Disk(receiver.store)
-        self._speeds: WeakKeyDictionary[Session, Speed] = WeakKeyDictionary()
+        self._paces: dict[UploadId, _Pace] = {}
 
     async def run(self) -> None:
         """See from time to time how much has come. Until cancelled."""
         while True:
-            for session in self._receiver.sessions:
-                self._speed(session, session.live().received)
+            self._look()
             await asyncio.sleep(INTERVAL)
+
+    def _look(self) -> list[Live]:
+        """Every transfer as it stands now; how much each upload has brought is noted."""
+        found, now, before = self._receiver.live(), self._loop.time(), self._paces
+        self._paces = {}
+        for live in found:
+            if live.upload is not None:
+                pace = before.get(live.upload)
+                if pace is None or pace.began != live.began:  # a newer run
+                    pace = _Pace(live.began)
+                pace.observe(live.received, now)
+                self._paces[live.upload] = pace
+        return found
 
     def close(self) -> None:
         """Blocks until the disk has answered, if it was asked."""
@@ -138,8 +132,8 @@ class Status:
         """Within about :data:`DISK_SECONDS`: where the disk does not answer, what it knows is null."""
         disk, receiver = await self._disk.ask(), self._receiver
         config, metrics = receiver.config, receiver.metrics
-        transfers = [self._transfer(session) for session in receiver.sessions]
-        moving = {each["upload"] for each in transfers if each["phase"] != "waiting"}
+        found = self._look()
+        moving = {live.upload for live in found if live.active}
         return {
             "version": VERSION,
             "pid": os.getpid(),
@@ -152,37 +146,27 @@ class Status:
             "connections": int(metrics.connections_active.value()),
             "free_bytes": disk and disk.free_bytes,
             "staged_bytes": disk and disk.staged_bytes,
-            "received_bytes": int(sum(metrics.received_bytes.value((each,)) for each in ("tdx", "http"))),
+            "received_bytes": int(sum(metrics.received_bytes.value((each,)) for each in PROTOCOLS)),
             "disk_waiting_seconds": _rounded(metrics.disk_waiting.value()),
-            "transfers": transfers,
-            "bundles": [self._bundle(arrival) for arrival in list(receiver.arrivals)],
+            "transfers": [self._transfer(live, live.upload) for live in found if live.upload is not None],
+            "bundles": [self._bundle(live) for live in found if live.upload is None],
             "waiting": None if disk is None else len(disk.partials - moving),
         }
 
-    def _speed(self, session: Session, count: int) -> Speed:
-        now = self._loop.time()
-        speed = self._speeds.get(session)
-        if speed is None:
-            speed = self._speeds[session] = Speed(now if count else session.started)
-        speed.observe(count, now)
-        return speed
-
-    def _transfer(self, session: Session) -> dict[str, object]:
-        now, live = self._loop.time(), session.live()
-        phase = _phase(session, live)
-        speed = self._speed(session, live.received)
-        rate = speed.rate(live.began) if phase == "receiving" else 0.0
+    def _transfer(self, live: Live, upload: UploadId) -> dict[str, object]:
+        now, pace = self._loop.time(), self._paces[upload]
+        rate = (pace.speed.rate or 0.0) if live.phase == "receiving" else 0.0
         # What came twice counts once, what is on its way to an extent that is not whole counts already.
         done = max(live.held, live.resumed + live.received)
         left = None if live.size is None else max(0, live.size - done)
-        idle = now - speed.grew_at
+        idle = now - pace.grew_at
         return {
-            "upload": session.id,
+            "upload": upload,
             "name": live.name,
-            "peer": session.peer,
+            "peer": live.peer,
             "owner": live.owner,
             "protocol": live.protocol,
-            "phase": phase,
+            "phase": live.phase,
             "size": live.size,
             "held_bytes": live.held,
             "resumed_bytes": live.resumed,
@@ -192,40 +176,29 @@ class Status:
             # Bytes are counted when there are some: the sockets know better, of bodies on their way.
             "idle_seconds": _rounded(min(idle, live.silent_for) if live.streams else idle),
             "streams": live.streams,
-            "stages": {"receiver": _spent(live.stages), "sender": _spent(live.sender_stages)},
+            "stages": _stages(live),
             "bottleneck": live.bottleneck,
             "eta_seconds": _rounded(left / rate) if left is not None and rate >= 1 else None,
         }
 
-    def _bundle(self, arrival: Arriving) -> dict[str, object]:
-        live = arrival.live()
+    def _bundle(self, live: Live) -> dict[str, object]:
         return {
-            "peer": arrival.caller.node,
+            "peer": live.peer,
             "owner": live.owner,
-            "phase": "publishing" if live.committing else "receiving",
-            "size": arrival.expected,
-            "files": arrival.files,
+            "phase": live.phase,
+            "size": live.size,
+            "files": live.files,
             "received_bytes": live.received,
             "seconds": _rounded(self._loop.time() - live.began),
             "idle_seconds": _rounded(live.silent_for),
-            "stages": {"receiver": _spent(live.stages), "sender": _spent(live.sender_stages)},
+            "stages": _stages(live),
             "bottleneck": live.bottleneck,
         }
 
 
-def _phase(session: Session, live: Live) -> str:
-    if live.streams:
-        return "receiving"
-    if live.committing:
-        return "publishing" if session.publishing.locked() else "comparing"
-    return "comparing" if session.busy else "waiting"
-
-
-def _spent(stages: Stages | None) -> dict[str, float]:
-    """The stages that took time."""
-    return (
-        {} if stages is None else {stage: _rounded(took) for stage, took in stages.as_dict().items() if took}
-    )
+def _stages(live: Live) -> dict[str, object]:
+    sender = {} if live.sender_stages is None else live.sender_stages.took_time()
+    return {"receiver": live.stages.took_time(), "sender": sender}
 
 
 def _written(endpoint: Endpoint) -> str:

@@ -25,11 +25,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from tdx.metrics import UNKNOWN
+
 JOB: Final = "tdx-push"
 PREFIX: Final = "tdx_push_"
-UNKNOWN: Final = "unknown"
-"""The bottleneck of a push of which none was named."""
-
 SUCCESS: Final = PREFIX + "last_success_timestamp_seconds"
 MOST: Final = 4 << 20
 """Bytes of an earlier file that are looked at."""

@@ -67,9 +67,7 @@ class Ledger:
             for record in records:
                 self.state.apply(record)
             self._lost += max(0, before - self.state.received)
-            told = self._tell is not None
-        if told:
-            self._tell_lost()
+        self._tell_lost()
 
     def tell_lost(self, lost: Callable[[int], None]) -> None:
         """See :meth:`tdx.store.port.Upload.tell_lost`."""
