@@ -27,9 +27,7 @@ def rounds(traffic: Traffic, *, pause: float) -> Iterator[None]:
             traffic.failing,
             traffic.sizes,
         ]
-        rare = (traffic.silent, traffic.astray, traffic.heard, partial(traffic.nightly, outage=True))[
-            number % 4
-        ]
+        rare = (traffic.silent, traffic.astray, partial(traffic.nightly, outage=True))[number % 3]
         for step in steps:
             step()
             yield from _pause(pause)
