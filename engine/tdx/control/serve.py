@@ -154,9 +154,9 @@ async def serve(
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
+        await server.stop()
         if local is not None:
             await local.close()
-        await server.stop()
         if receiver.programs is not None:
             await receiver.workers.at_length(receiver.programs.close)
         if scraped is not None:
