@@ -4,6 +4,7 @@ branch coverage."""
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ from hypothesis import HealthCheck, settings
 
 from support.content import SEED
 from support.soak import Soak
+
+# Where this runs in the background of a script, it has been told to ignore Ctrl-C (POSIX, 2.11 of the shell),
+# and every process that it starts would be, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Loaded machines make slow examples, which says nothing about the code. To look for new examples instead
 # of repeating the same ones, run with --hypothesis-profile=explore.
