@@ -8,27 +8,20 @@ from pathlib import Path
 import pytest
 
 from support.content import MIB, random_file, sha256_of
-from support.disks import LoopDisk, small_ext4
+from support.disks import LoopDisk, freezing, small_ext4
 from support.processes import PROGRAM, Processes, wait_until
-from support.spaces import needs, or_skip
 from support.supervisor import Supervisor
 
 
 @pytest.fixture
 def disk(processes: Processes, area: Path) -> LoopDisk:
-    needs("fsfreeze")
     return small_ext4(processes, area / "disk", 160 * MIB)
 
 
 @pytest.fixture
-def hold(processes: Processes, disk: LoopDisk) -> Iterator[Callable[[bool], None]]:
-    """Makes every write to the disk wait in the kernel, as if a cable had fallen off; and lets it go on."""
-
-    def freeze(on: bool) -> None:
-        or_skip([*disk.prefix, "fsfreeze", "-f" if on else "-u", str(disk.path)])
-
-    yield freeze
-    processes.run("thaw", [*disk.prefix, "fsfreeze", "-u", str(disk.path)]).wait()
+def hold(disk: LoopDisk) -> Iterator[Callable[[bool], None]]:
+    with freezing(disk) as freeze:
+        yield freeze
 
 
 def test_a_disk_that_hangs_is_told_of_and_ends_neither_the_receiver_nor_the_push(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ import pytest
 
 from support.asking import ask, connected, status_at
 from support.content import MIB, random_file, sha256_of
-from support.disks import LoopDisk, small_ext4
+from support.disks import LoopDisk, freezing, small_ext4
 from support.processes import PROGRAM, Processes, Receiver, Running, wait_until
-from support.spaces import as_stranger, needs, or_skip
+from support.spaces import as_stranger, needs
 
 
 @pytest.fixture
@@ -250,19 +249,13 @@ def test_many_who_say_nothing_take_neither_threads_nor_the_answer(
 
 @pytest.fixture
 def disk(processes: Processes, area: Path) -> LoopDisk:
-    needs("fsfreeze")
     return small_ext4(processes, area / "disk", 160 * MIB)
 
 
 @pytest.fixture
-def hold(processes: Processes, disk: LoopDisk) -> Iterator[Callable[[bool], None]]:
-    """Makes every write to the disk wait in the kernel; and lets it go on."""
-
-    def freeze(on: bool) -> None:
-        or_skip([*disk.prefix, "fsfreeze", "-f" if on else "-u", str(disk.path)])
-
-    yield freeze
-    subprocess.run([*disk.prefix, "fsfreeze", "-u", str(disk.path)], check=False, capture_output=True)
+def hold(disk: LoopDisk) -> Iterator[Callable[[bool], None]]:
+    with freezing(disk) as freeze:
+        yield freeze
 
 
 def test_a_disk_that_hangs_is_told_of_and_keeps_nobody_waiting_for_the_answer(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from support.observing import program
 from tdx.errors import ConfigError
 from tdx.export.prometheus import MetricsServer, serve_metrics
 from tdx.export.scrape import MOST_AT_ONCE
@@ -284,10 +284,8 @@ def test_everybody_else_gets_the_text_format_that_prometheus_3_accepts(
 
 
 def test_prometheus_own_checker_finds_nothing_to_say(server: MetricsServer) -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("there is no promtool; `make test-deps` installs what the tests call")
     page = scrape(server)[1]
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
+        [program("promtool"), "check", "metrics"], input=page, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

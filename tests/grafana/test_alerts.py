@@ -18,10 +18,9 @@ import yaml
 from observe.stack import RULES, Stack, jobs
 from observe.traffic import Traffic
 from support.content import MIB, random_file
-from support.disks import small_ext4
+from support.disks import freezing, small_ext4
 from support.observing import Job, Prometheus
 from support.processes import PROGRAM, Processes, Receiver, wait_until
-from support.spaces import needs, or_skip
 
 ROOM: Final = 2 << 30
 NAMES: Final = {
@@ -154,7 +153,6 @@ def test_each_alert_fires_when_what_it_tells_of_happens(processes: Processes, ar
 
 
 def test_a_disk_that_hangs_is_told_of(processes: Processes, area: Path) -> None:
-    needs("fsfreeze")
     disk = small_ext4(processes, area / "disk", 160 * MIB)
     receiver = processes.receiver(disk.path / "inbox", area / "state", program=[*disk.prefix, *PROGRAM])
     address = ":".join(map(str, receiver.metrics_address))
@@ -163,14 +161,12 @@ def test_a_disk_that_hangs_is_told_of(processes: Processes, area: Path) -> None:
     source = random_file(area / "source", 48 * MIB)
     push = processes.push(source, receiver.address, "--limit-rate", "12M", "--stall-timeout", "5m")
     wait_until(lambda: push.events and push.last.get("sent_bytes", 0) > 4 * MIB, "it is sending")
-    try:
-        or_skip([*disk.prefix, "fsfreeze", "-f", str(disk.path)])
+    with freezing(disk) as freeze:
+        freeze(True)
         prometheus.await_alert("TdxDiskHangs")
         (labels,) = firing(prometheus)["TdxDiskHangs"]
         assert labels["instance"] == address
         assert prometheus.value("tdx_disk_waiting_seconds") >= 10
-    finally:
-        processes.run("thaw", [*disk.prefix, "fsfreeze", "-u", str(disk.path)]).wait()
     push.ends(0, "done")
     wait_until(lambda: "TdxDiskHangs" not in prometheus.alerts, "that is over")
     receiver.stop()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -123,6 +123,22 @@ def failing_ext4(
         or_skip(["fallocate", "-l", str(OWN_STRUCTURES), str(image)])
     disk.mount(options)
     return disk
+
+
+@contextlib.contextmanager
+def freezing(disk: LoopDisk) -> Iterator[Callable[[bool], None]]:
+    """What is yielded makes every write to the disk wait in the kernel, as if a cable had fallen off, or lets
+    it go on; at the end it goes on. Skips the test where that is not to be had."""
+    needs("fsfreeze")
+
+    def freeze(on: bool) -> None:
+        or_skip([*disk.prefix, "fsfreeze", "-f" if on else "-u", str(disk.path)])
+
+    try:
+        yield freeze
+    finally:
+        # It may go on already, which is refused.
+        subprocess.run([*disk.prefix, "fsfreeze", "-u", str(disk.path)], check=False, capture_output=True)
 
 
 def receiver_on(disk: SmallDisk, processes: Processes, area: Path, *, reserve: int = 0) -> Receiver:
