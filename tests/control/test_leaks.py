@@ -163,7 +163,7 @@ def test_a_connection_that_comes_as_the_receiver_stops_is_closed(tmp_path: Path)
         store = LocalStore(tmp_path / "inbox", tmp_path / "state", reserve=0)
         receiver = assemble(ServeConfig(tmp_path / "inbox", tmp_path / "state"), store, None)
         server = Server(receiver)
-        server._converse(near)
+        server._acceptor._converse(near)
         await server.stop()  # before its task has run a step
         receiver.workers.close()
         store.close()

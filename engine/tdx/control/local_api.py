@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import os
@@ -12,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from tdx.config import local_socket
+from tdx.control.acceptor import Acceptor
 from tdx.control.messages import JSON_TYPE, Response, problem_response
 from tdx.control.receiver import Receiver
 from tdx.control.status import Listening, Status
 from tdx.control.unix_socket import UnixListener, uid_of
-from tdx.control.wire import readable
 from tdx.errors import ConfigError, Forbidden, MethodNotAllowed, NotFound, ProtocolError, TdxError
 from tdx.identity.port import Endpoint
 from tdx.proto.head import head_end, parse_request
@@ -25,8 +24,7 @@ log = logging.getLogger(__name__)
 
 STATUS: Final = "/v1/status"
 MOST_AT_ONCE: Final = 128
-"""Connections that are open. Where one more comes, the oldest has to go, so that those who connect and say
-nothing keep nobody out."""
+"""Connections that are open."""
 
 SECONDS: Final = 10.0
 """How long one may take from its beginning to its end."""
@@ -77,44 +75,13 @@ class LocalApi:
     """Answers, until :meth:`close`, one request on each connection that ``listener`` takes."""
 
     def __init__(self, listener: socket.socket, status: Document) -> None:
-        self._listener = listener
         self._status = status
-        self._talking: dict[asyncio.Task[None], None] = {}
-        """In the order in which they came."""
-        self._accepting = asyncio.create_task(self._accept())
+        self._acceptor = Acceptor(self._hold, MOST_AT_ONCE)
+        self._acceptor.listen(listener)
 
     async def close(self) -> None:
         """Answer nobody any more; the listener stays open."""
-        tasks = [self._accepting, *self._talking]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _accept(self) -> None:
-        while True:
-            await readable(self._listener)
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno != errno.ECONNABORTED:  # no descriptors, or no memory
-                    await asyncio.sleep(0.1)
-                continue
-            sock.setblocking(False)
-            if len(self._talking) >= MOST_AT_ONCE:
-                next(iter(self._talking)).cancel()
-            self._converse(sock)
-
-    def _converse(self, sock: socket.socket) -> None:
-        task = asyncio.create_task(self._hold(sock))
-        self._talking[task] = None
-
-        def over(task: asyncio.Task[None]) -> None:
-            self._talking.pop(task, None)
-            sock.close()  # also of one that was cancelled before it began
-
-        task.add_done_callback(over)
+        await self._acceptor.close()
 
     async def _hold(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

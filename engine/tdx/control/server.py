@@ -1,20 +1,19 @@
-"""A receiver that listens: its sockets, the tasks of its connections, and its housekeeping."""
+"""A receiver that listens: its sockets, its connections, and its housekeeping."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from tdx.control import events
+from tdx.control.acceptor import Acceptor
 from tdx.control.connection import endpoint_of
 from tdx.control.conversations import Conversations
 from tdx.control.listeners import Listeners
 from tdx.control.receiver import Receiver
-from tdx.control.wire import readable
 from tdx.errors import TdxError
 from tdx.identity.port import Endpoint, Place
 from tdx.metrics import Discard
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS: Final = 10.0
 EXPIRY_SECONDS: Final = 3600.0
-OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Server:
@@ -34,9 +32,8 @@ class Server:
         """``inherited`` are listening sockets to take connections from, instead of any of its own."""
         self._receiver = receiver
         self._listeners = Listeners(receiver.config.listen, self._places, inherited)
-        self._acceptors: dict[socket.socket, asyncio.Task[None]] = {}
         self._conversations = Conversations(receiver)
-        self._talking: set[asyncio.Task[None]] = set()
+        self._acceptor = Acceptor(self._conversations.hold)
         self._housekeeper: asyncio.Task[None] | None = None
         self.folder_gone = asyncio.Event()
         """Set once the folder that is received into has been removed: there is nothing left to serve."""
@@ -51,28 +48,27 @@ class Server:
         await self._receiver.sessions.discard_orphans()
         listeners = await self._receiver.workers.asked(self._listeners.open)
         await self._learn_names()
-        self._accept_on(listeners)
+        for listener in listeners:
+            self._acceptor.listen(listener)
         self._housekeeper = asyncio.create_task(self._keep_house())
         return self.addresses
 
     @property
     def addresses(self) -> list[Endpoint]:
         """Where it listens now."""
-        return list(dict.fromkeys(endpoint_of(listener.getsockname()) for listener in self._acceptors))
+        return list(dict.fromkeys(endpoint_of(each.getsockname()) for each in self._acceptor.listeners))
 
     async def stop(self) -> None:
         """Stop accepting, stop every body, keep every partial."""
         self._conversations.stopping = True
-        tasks = [*self._acceptors.values(), *([self._housekeeper] if self._housekeeper else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+        await self._acceptor.leave(*self._acceptor.listeners)
+        if self._housekeeper is not None:  # which may wait for the disk
+            await asyncio.wait([self._housekeeper])
         self._listeners.close()
         await self._receiver.sessions.close()
-        conversations = list(self._talking)
-        for conversation in conversations:
-            conversation.cancel()
-        await asyncio.gather(*conversations, return_exceptions=True)
+        await self._acceptor.close()
         await self._receiver.sessions.close()
 
     def _places(self) -> list[Place]:
@@ -104,47 +100,13 @@ class Server:
     async def _follow_meshes(self) -> None:
         """Listen on addresses that have come up since, and no more on those that went."""
         opened, gone = await self._receiver.workers.asked(self._listeners.refresh)
+        await self._acceptor.leave(*gone)
         for listener in gone:
-            acceptor = self._acceptors.pop(listener)
-            acceptor.cancel()
-            await asyncio.wait([acceptor])
             listener.close()
         for listener in opened:
             log.info("listening on %s too", endpoint_of(listener.getsockname()).host)
-        self._accept_on(opened)
+            self._acceptor.listen(listener)
         await self._learn_names()
 
     async def _learn_names(self) -> None:
         self._receiver.names = await self._receiver.workers.asked(self._receiver.identities.names)
-
-    # --- connections ---------------------------------------------------------
-
-    def _accept_on(self, listeners: Iterable[socket.socket]) -> None:
-        for listener in listeners:
-            self._acceptors[listener] = asyncio.create_task(self._accept(listener))
-
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            # Not sock_accept: cancelled at the wrong moment, it loses the connection that it has taken.
-            await readable(listener)
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno in OUT_OF_DESCRIPTORS:
-                    log.warning("cannot accept connections: %s", error.strerror)
-                    await asyncio.sleep(0.1)
-                continue
-            sock.setblocking(False)
-            self._converse(sock)
-
-    def _converse(self, sock: socket.socket) -> None:
-        conversation = asyncio.create_task(self._conversations.hold(sock))
-        self._talking.add(conversation)
-
-        def over(task: asyncio.Task[None]) -> None:
-            self._talking.discard(task)
-            sock.close()  # also of one that was cancelled before it began
-
-        conversation.add_done_callback(over)
