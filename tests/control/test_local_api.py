@@ -40,28 +40,28 @@ def said(path: Path, raw: bytes) -> bytes:
 
 def test_a_question_gets_an_answer_that_nobody_keeps(path: Path) -> None:
     reply = ask(path)
-    assert (reply.status, reply.fields["content-type"]) == (200, "application/json")
-    assert (reply.fields["cache-control"], reply.fields["connection"]) == ("no-store", "close")
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    assert (reply.headers["cache-control"], reply.headers["connection"]) == ("no-store", "close")
     assert reply.document["pid"] == os.getpid()
 
 
 def test_head_is_answered_without_a_body(path: Path) -> None:
     reply = ask(path, "HEAD")
     assert (reply.status, reply.body) == (200, b"")
-    assert int(reply.fields["content-length"]) > 100
+    assert int(reply.headers["content-length"]) > 100
 
 
 @pytest.mark.parametrize("target", ["/", "/v1/hello", "/v1/status/", "/v1/status?x=1", "/files/x"])
 def test_nothing_else_is_there(path: Path, target: str) -> None:
     reply = ask(path, target=target)
-    assert (reply.status, reply.fields["content-type"]) == (404, "application/problem+json")
+    assert (reply.status, reply.headers["content-type"]) == (404, "application/problem+json")
     assert reply.document["type"] == "urn:tdx:problem:not-found"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 def test_nothing_can_be_done(path: Path, method: str) -> None:
     reply = ask(path, method)
-    assert (reply.status, reply.fields["allow"]) == (405, "GET, HEAD")
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
     assert reply.document["type"] == "urn:tdx:problem:method-not-allowed"
 
 

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from support.receiving import RunningReceiver
 from support.schemas import conform
+from support.wire import Answer
 from tdx.control.local_api import listen_locally
 from tdx.identity.port import Endpoint
 
 PATIENCE = 30.0
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    fields: dict[str, str]
-    body: bytes
-
-    @property
-    def document(self) -> dict[str, Any]:
-        found = json.loads(self.body)
-        assert isinstance(found, dict)
-        return found
 
 
 def connected(path: Path) -> socket.socket:
@@ -45,14 +31,14 @@ def connected(path: Path) -> socket.socket:
     return sock
 
 
-def ask(path: Path, method: str = "GET", target: str = "/v1/status") -> Reply:
+def ask(path: Path, method: str = "GET", target: str = "/v1/status") -> Answer:
     """One request on a connection of its own."""
     connection = http.client.HTTPConnection("localhost")
     try:
         connection.sock = connected(path)
         connection.request(method, target)
         answer = connection.getresponse()
-        return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
     finally:
         connection.close()
 
