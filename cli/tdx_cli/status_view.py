@@ -75,10 +75,7 @@ def _receiver(document: Document) -> list[str]:
 
 
 def _transfer(each: Document) -> tuple[str, ...]:
-    size, held = _number(each, "size"), _number(each, "held_bytes") or 0
-    # What is on its way to an extent that is not whole is not held yet.
-    come = (_number(each, "resumed_bytes") or 0) + (_number(each, "received_bytes") or 0)
-    done = int(max(held, come) if size is None else min(size, max(held, come)))
+    size, done = _number(each, "size"), int(_number(each, "done_bytes") or 0)
     phase, idle = _text(each, "phase"), _number(each, "idle_seconds") or 0.0
     rate, left = _number(each, "bytes_per_second"), _number(each, "eta_seconds")
     return (

@@ -63,7 +63,7 @@ def test_the_document_is_ascii_whatever_a_folder_is_called(tmp_path: Path) -> No
     with running(odd) as receiver, answering(receiver) as path:
         reply = ask(path)
     assert reply.body.isascii()
-    assert reply.document["folder"].endswith("not\udcffunicode/inbox")
+    assert str(reply.document["folder"]).endswith("not\udcffunicode/inbox")
 
 
 # --- transfers ---------------------------------------------------------------
@@ -79,6 +79,7 @@ def test_a_body_on_its_way_is_seen_and_what_it_leaves_waits(receiver: RunningRec
         assert (found["name"], found["size"], found["upload"]) == ("a/b", LENGTH, upload.id)
         assert (found["phase"], found["streams"], found["protocol"]) == ("receiving", 1, "tdx")
         assert (found["resumed_bytes"], found["eta_seconds"] is None) == (0, not found["bytes_per_second"])
+        assert found["done_bytes"] == found["received_bytes"] == 5 * MIB
         assert found["owner"].startswith("local:")
         assert found["peer"]
         assert status_at(path)["waiting"] == 0
@@ -97,6 +98,11 @@ def test_a_run_that_resumes_counts_what_was_held_apart(receiver: RunningReceiver
     assert again.id == first.id
     found = only_transfer(path)
     assert (found["resumed_bytes"], found["held_bytes"], found["received_bytes"]) == (8 * MIB, 8 * MIB, 0)
+    assert found["done_bytes"] == 8 * MIB
+    with receiver.connect() as wire:
+        wire.send(again.range_head(8 * MIB, LENGTH, LENGTH) + bytes(MIB))
+        receiver.has_received(9 * MIB)
+        assert only_transfer(path)["done_bytes"] == 9 * MIB
 
 
 def test_the_size_of_an_upload_without_a_length_is_not_known(receiver: RunningReceiver, path: Path) -> None:

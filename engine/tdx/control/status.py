@@ -157,8 +157,9 @@ class Status:
         now, pace = self._loop.time(), self._paces[upload]
         rate = (pace.speed.rate or 0.0) if live.phase == "receiving" else 0.0
         # What came twice counts once, what is on its way to an extent that is not whole counts already.
-        done = max(live.held, live.resumed + live.received)
-        left = None if live.size is None else max(0, live.size - done)
+        come = max(live.held, live.resumed + live.received)
+        done = come if live.size is None else min(come, live.size)
+        left = None if live.size is None else live.size - done
         idle = now - pace.grew_at
         return {
             "upload": upload,
@@ -171,6 +172,7 @@ class Status:
             "held_bytes": live.held,
             "resumed_bytes": live.resumed,
             "received_bytes": live.received,
+            "done_bytes": done,
             "bytes_per_second": round(rate),
             "seconds": _rounded(now - live.began),
             # Bytes are counted when there are some: the sockets know better, of bodies on their way.
