@@ -15,7 +15,7 @@ from support.receiving import RunningReceiver, push, running
 from support.uploading import open_upload
 from support.wire import head
 from tdx.control import receiver as receivers
-from tdx.control.live import Live, bottleneck_of
+from tdx.control.live import Live
 from tdx.control.progress import Tally
 from tdx.model import Stages
 
@@ -129,10 +129,3 @@ def test_the_seconds_of_a_body_count_while_it_is_on_its_way_and_if_it_fails() ->
         raise OSError("cut")
     assert tally.ours == tally.spent() == Stages(read=1.0, send=2.0)
     assert Tally().told() == []
-
-
-def test_a_sender_that_has_told_of_no_time_yet_is_as_one_that_tells_nothing() -> None:
-    waiting = Stages(receive=2.0, write=0.1)
-    for told in (None, Stages()):
-        assert bottleneck_of(told, waiting) == "sender or network"
-    assert bottleneck_of(Stages(send=2.0), waiting) == "network"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdx.model import Stages
-from tdx.policy.bottleneck import ENOUGH, NAMES, name_bottleneck, name_without_sender
+from tdx.policy.bottleneck import ENOUGH, NAMES, name_bottleneck
 
 SECONDS = st.floats(0, 1e6)
 STAGES = st.builds(Stages, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS, SECONDS)
@@ -98,7 +98,8 @@ def test_a_sync_at_the_end_that_takes_longer_than_all_the_sender_did_is_the_rece
 def test_without_a_word_from_the_sender_the_receivers_own_stages_tell(
     theirs: Stages, name: str | None
 ) -> None:
-    assert name_without_sender(theirs) == name
+    for told in (None, Stages()):
+        assert name_bottleneck(told, theirs) == name
 
 
 @pytest.mark.parametrize(

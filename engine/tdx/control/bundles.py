@@ -12,7 +12,7 @@ from typing import Final
 from tdx.control import events
 from tdx.control.file_fields import too_large
 from tdx.control.files import receipt_document
-from tdx.control.live import Live, bottleneck_of
+from tdx.control.live import Live
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.received import held_back, reason_for
 from tdx.control.receiver import Receiver
@@ -34,6 +34,7 @@ from tdx.errors import (
 from tdx.integrity import ALGORITHM, digest_of, new_hasher
 from tdx.metrics import Discard
 from tdx.model import Conflict, FileName, Outcome, Receipt, Stages, UploadId
+from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.rules import largest_file
 from tdx.proto import bundle as wire
 from tdx.proto import fields
@@ -320,7 +321,7 @@ class Arrival:
         results = [next(published) if each is None else each for each in self._results]
         self._count(results)
         seconds = asyncio.get_running_loop().time() - self._began
-        receiver.metrics.waited_for(bottleneck_of(self._told, self.stages), seconds)
+        receiver.metrics.waited_for(name_bottleneck(self._told, self.stages), seconds)
         events.bundle(self._incoming.owner, results, self._received, seconds, self.stages, self._told)
         return results
 

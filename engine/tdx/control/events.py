@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
-from tdx.control.live import bottleneck_of
 from tdx.errors import TdxError
 from tdx.model import FileName, Identity, Outcome, Owner, Receipt, Stages, UploadId, shown
+from tdx.policy.bottleneck import name_bottleneck
 
 if TYPE_CHECKING:
     from tdx.control.session import Session
@@ -63,7 +63,7 @@ def _seconds(value: float) -> float:
 def _waited_for(sender: Stages | None, receiver: Stages) -> dict[str, object]:
     return {
         "sender_stages": None if sender is None else sender.took_time(),
-        "bottleneck": bottleneck_of(sender, receiver),
+        "bottleneck": name_bottleneck(sender, receiver),
     }
 
 

@@ -6,16 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tdx.model import FileName, Owner, Stages, UploadId
-from tdx.policy.bottleneck import name_bottleneck, name_without_sender
-
-
-def bottleneck_of(sender: Stages | None, receiver: Stages) -> str | None:
-    """What a transfer waits for; ``sender`` is None, or nothing but zeros, where its sender tells nothing, or
-    nothing yet. None: too short to tell."""
-    if sender is None or not any(sender.as_dict().values()):
-        return name_without_sender(receiver)
-    return name_bottleneck(sender, receiver)
-
+from tdx.policy.bottleneck import name_bottleneck
 
 Phase = Literal["receiving", "comparing", "publishing", "waiting"]
 
@@ -58,4 +49,4 @@ class Live:
     @property
     def bottleneck(self) -> str | None:
         """What it waits for; None: too short to tell."""
-        return bottleneck_of(self.sender_stages, self.stages)
+        return name_bottleneck(self.sender_stages, self.stages)

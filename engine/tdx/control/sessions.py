@@ -11,13 +11,13 @@ from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from tdx.control import events
-from tdx.control.live import bottleneck_of
 from tdx.control.quotas import Quotas
 from tdx.control.session import Session
 from tdx.control.workers import Workers
 from tdx.errors import Busy, NoSpace, NotFound, StorageError, Superseded, TdxError
 from tdx.metrics import Discard, Metrics
 from tdx.model import FileName, Outcome, Owner, Receipt, UploadId, UploadSpec
+from tdx.policy.bottleneck import name_bottleneck
 from tdx.policy.rules import Grant
 from tdx.proto.receiver import UploadEvent
 from tdx.store.port import Partial, Store, Upload
@@ -277,7 +277,7 @@ class Sessions:
         seconds = asyncio.get_running_loop().time() - session.started
         self._metrics.uploads.add(1, (session.protocol, result))
         self._metrics.transfer_duration.observe(seconds)
-        self._metrics.waited_for(bottleneck_of(session.told, session.brought.stages), seconds)
+        self._metrics.waited_for(name_bottleneck(session.told, session.brought.stages), seconds)
         received = session.brought.bytes
         if result == Outcome.PUBLISHED and received and seconds > 0:
             self._metrics.transfer_throughput.observe(received / seconds)

@@ -28,10 +28,10 @@ AT_LIMIT: Final = 0.9
 
 
 def name_bottleneck(
-    ours: Stages, theirs: Stages, *, rate: float | None = None, limit: float | None = None
+    sender: Stages | None, receiver: Stages, *, rate: float | None = None, limit: float | None = None
 ) -> str | None:
-    """The bottleneck, from the seconds that the sender (``ours``) and the receiver (``theirs``)
-    spent in each stage; ``rate`` and ``limit`` in bytes per second. None: not known yet.
+    """The bottleneck, from the seconds that the ``sender`` and the ``receiver`` spent in each stage; ``rate``
+    and ``limit`` in bytes per second. None: not known yet.
 
     A transfer is a pipeline with bounded buffers between its stages, so every stage but
     the slowest spends its time waiting. Only two stages contain waiting: ``send`` blocks
@@ -52,40 +52,40 @@ def name_bottleneck(
 
     The receiver's stages may run side by side, so they are compared with each other, not added
     up; what nobody has reported counts as zero. While the receiver has reported nothing, a
-    sender that waits says nothing about what for.
+    sender that waits says nothing about what for. Of a sender that has told nothing (None, or nothing but
+    zeros), what the receiver did alone tells, and where that waited, it was for one of two.
     """
     if rate is not None and limit is not None and rate >= AT_LIMIT * limit:
         return RATE_LIMIT
-    if sum(ours.as_dict().values()) + sum(theirs.as_dict().values()) < ENOUGH:
+    sender = sender or Stages()
+    if _whole(sender) + _whole(receiver) < ENOUGH:
         return None
-    own = ours.read + ours.hash + ours.send + ours.limit
-    if max(theirs.hash, theirs.write + theirs.sync, theirs.limit) > own:
-        return _slowest_there(replace(theirs, receive=0.0), NETWORK)
-    if theirs.receive > LONG_AFTER * own:
+    if not _whole(sender):
+        return _slowest_there(receiver, SENDER_OR_NETWORK)
+    own = sender.read + sender.hash + sender.send + sender.limit
+    if max(receiver.hash, receiver.write + receiver.sync, receiver.limit) > own:
+        return _slowest_there(replace(receiver, receive=0.0), NETWORK)
+    if receiver.receive > LONG_AFTER * own:
         return NETWORK
-    if ours.limit > max(ours.read, ours.hash, ours.send):
+    if sender.limit > max(sender.read, sender.hash, sender.send):
         return RATE_LIMIT
-    if max(ours.read, ours.hash) > ours.send:
-        return SENDER_DISK if ours.read >= ours.hash else CPU
-    if not any(theirs.as_dict().values()):
+    if max(sender.read, sender.hash) > sender.send:
+        return SENDER_DISK if sender.read >= sender.hash else CPU
+    if not _whole(receiver):
         return None
-    return _slowest_there(theirs, NETWORK)
+    return _slowest_there(receiver, NETWORK)
 
 
-def name_without_sender(theirs: Stages) -> str | None:
-    """The bottleneck, as far as the receiver's seconds alone tell: of a sender that tells none, or none
-    yet."""
-    if sum(theirs.as_dict().values()) < ENOUGH:
-        return None
-    return _slowest_there(theirs, SENDER_OR_NETWORK)
+def _whole(stages: Stages) -> float:
+    return sum(stages.as_dict().values())
 
 
-def _slowest_there(theirs: Stages, waiting: str) -> str:
+def _slowest_there(receiver: Stages, waiting: str) -> str:
     """``waiting``: what the receiver waits for where it spends most in that."""
-    disk = theirs.write + theirs.sync
-    slowest = max(theirs.receive, theirs.hash, disk)
-    if theirs.limit > slowest:
+    disk = receiver.write + receiver.sync
+    slowest = max(receiver.receive, receiver.hash, disk)
+    if receiver.limit > slowest:
         return RATE_LIMIT
     if slowest == disk:
         return RECEIVER_DISK
-    return waiting if slowest == theirs.receive else CPU
+    return waiting if slowest == receiver.receive else CPU
