@@ -80,9 +80,9 @@ def receive(pump: str, size: int, path: str) -> None:
     body = IdentityBody(sock, b"", size, cancel, STALL)
     slots: Iterator[Slot] = (Slot(span) for span in cut(Span(0, size), extent))
     before = cpu_seconds()
-    stages = choose_receive(pump, sink, body).receive(body, sink, slots, hooks, cancel)
+    choose_receive(pump, sink, body).receive(body, sink, slots, hooks, cancel)
     sock.sendall(b".")
-    report("receiver", str(Root.over(digests, size, extent)), cpu_seconds() - before, stages.as_dict())
+    report("receiver", str(Root.over(digests, size, extent)), cpu_seconds() - before, hooks.stages.as_dict())
 
 
 def send(pump: str, size: int, path: str, port: int) -> None:
@@ -97,7 +97,7 @@ def send(pump: str, size: int, path: str, port: int) -> None:
     sock.connect(("127.0.0.1", port))
     to_worker(sock)
     extents = list(cut(Span(0, size), extent))
-    stages = choose_send(pump, descriptor).send(sock, descriptor, extents, hooks, Cancel(), STALL)
+    choose_send(pump, descriptor).send(sock, descriptor, extents, hooks, Cancel(), STALL)
     sock.setblocking(True)
     while True:
         try:
@@ -106,7 +106,13 @@ def send(pump: str, size: int, path: str, port: int) -> None:
         except BlockingIOError:
             continue
     seconds = time.perf_counter() - started
-    report("sender", str(Root.over(digests, size, extent)), cpu_seconds() - before, stages.as_dict(), seconds)
+    report(
+        "sender",
+        str(Root.over(digests, size, extent)),
+        cpu_seconds() - before,
+        hooks.stages.as_dict(),
+        seconds,
+    )
 
 
 def report(role: str, root: str, cpu: float, stages: dict[str, float], seconds: float = 0.0) -> None:

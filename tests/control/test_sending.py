@@ -20,7 +20,7 @@ from tdx.control.sending import NEAR_STREAMS, OpenUpload, Sending, unacknowledge
 from tdx.data.port import Cancel, SendHooks
 from tdx.data.source import Source
 from tdx.integrity import PART, cut
-from tdx.model import Span, Stages, UploadId
+from tdx.model import Span, UploadId
 from tdx.policy.retry import Retrier, RetryPolicy
 from tdx.policy.schedule import RUN_LIMIT, StreamCount
 from tdx.proto.head import Headers
@@ -47,11 +47,11 @@ class Way:
         target: str,
         fields: list[tuple[str, str]],
         length: int,
-        pump: Callable[[object], Stages],
+        pump: Callable[[object], None],
         cancel: Cancel,
         *,
         sealed: object,
-    ) -> tuple[Answer, Stages]:
+    ) -> tuple[Answer, bool]:
         found = re.match(r"bytes (\d+)-(\d+)/", dict(fields)["Content-Range"])
         assert found is not None
         self.runs.append(Span(int(found[1]), int(found[2]) + 1))
@@ -59,7 +59,8 @@ class Way:
         if len(self.runs) == self._together:
             self._all_there.set()
         await self._all_there.wait()
-        return Answer(200, Headers([]), b"{}"), pump(None)
+        pump(None)
+        return Answer(200, Headers([]), b"{}"), True
 
     def retrier(self) -> Retrier:
         return Retrier(RetryPolicy(), cast("object", None))  # type: ignore[arg-type]
@@ -79,11 +80,10 @@ class Pump:
         cancel: Cancel,
         stall_timeout: float,
         seal: bytes | None,
-    ) -> Stages:
+    ) -> None:
         for span in extents:
             hooks.sent(len(span))
             hooks.hashed(span, b"%d" % span.start)
-        return Stages()
 
 
 async def first_runs(

@@ -15,6 +15,7 @@ from tdx.data.entries import EntriesSend, SmallFile
 from tdx.data.port import Cancel, EarlyAnswer
 from tdx.errors import ConnectionLost, Interrupted, SourceChanged
 from tdx.integrity import digest_of
+from tdx.model import Stages
 from tdx.proto import bundle
 from tdx.proto.bundle import Entry
 from tdx.proto.chunked import ChunkedDecoder
@@ -58,7 +59,7 @@ def parsed(coded: bytes) -> list[tuple[Entry, bytes]]:
 def sent_over(over: Callable[[], object], files: Sequence[SmallFile], pump: EntriesSend) -> bytes:
     with over() as (near, far):  # type: ignore[attr-defined]
         reading = collector(far)
-        pump.send(near, files, Cancel(), STALL)
+        pump.send(near, files, Cancel(), STALL, Stages())
         end_stream(near)
         coded = reading.join()
         assert isinstance(coded, bytes)
@@ -192,7 +193,7 @@ def test_a_stop_ends_it(tmp_path: Path) -> None:
     cancel = Cancel()
     cancel.stop()
     with tcp_pair() as (near, _), pytest.raises(Interrupted):
-        pump().send(near, small_files(tmp_path, [1]), cancel, STALL)
+        pump().send(near, small_files(tmp_path, [1]), cancel, STALL, Stages())
 
 
 def test_a_connection_that_breaks_ends_it_and_what_went_before_is_known(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_connection_that_breaks_ends_it_and_what_went_before_is_known(tmp_path
     with tcp_pair() as (near, far):
         far.close()
         with pytest.raises(ConnectionLost):
-            pump().send(near, files, Cancel(), STALL)
+            pump().send(near, files, Cancel(), STALL, Stages())
     assert sum(file.sent for file in files) < 40 * MOST
 
 
@@ -208,4 +209,4 @@ def test_an_early_answer_ends_it(tmp_path: Path) -> None:
     with tcp_pair() as (near, far):
         far.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
         with pytest.raises(EarlyAnswer):
-            pump().send(near, small_files(tmp_path, [MOST] * 40), Cancel(), STALL)
+            pump().send(near, small_files(tmp_path, [MOST] * 40), Cancel(), STALL, Stages())

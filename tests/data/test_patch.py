@@ -18,7 +18,7 @@ from tdx.data.patch import PatchReceive, send_patch
 from tdx.data.port import Cancel, ReceiveHooks
 from tdx.errors import ConnectionLost, ProtocolError, SourceChanged, SourceError
 from tdx.integrity import digest_of
-from tdx.model import Span
+from tdx.model import Span, Stages
 from tdx.proto import patch as wire
 from tdx.proto.patch import Listed
 
@@ -76,7 +76,7 @@ def sent(
         with pair as (near, far):
             sending = Background(
                 lambda: send_patch(
-                    near, descriptor, listed, runs, told.append, lambda _: 0.0, Cancel(), STALL
+                    near, descriptor, listed, runs, told.append, lambda _: 0.0, Cancel(), STALL, Stages()
                 )
             )
             assert target.receive(far, wire.patch_size(4, runs), keep) == listed
@@ -177,6 +177,16 @@ def _send_alone(source: Path, runs: Sequence[Span]) -> None:
     descriptor = os.open(source, os.O_RDONLY)
     try:
         with tcp_pair() as (near, _):
-            send_patch(near, descriptor, [(0, DIGEST)], runs, lambda _: None, lambda _: 0.0, Cancel(), STALL)
+            send_patch(
+                near,
+                descriptor,
+                [(0, DIGEST)],
+                runs,
+                lambda _: None,
+                lambda _: 0.0,
+                Cancel(),
+                STALL,
+                Stages(),
+            )
     finally:
         os.close(descriptor)

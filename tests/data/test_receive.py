@@ -74,7 +74,8 @@ def test_every_byte_arrives_and_every_slot_is_completed_once(
         sending = feeder(far, data)
         body = body_on(near, size)
         slots = slots_of(Span(0, size), EXTENT) if size else iter(())
-        stages = pump.receive(body, sink, slots, seen.hooks(), Cancel())
+        hooks = seen.hooks()
+        pump.receive(body, sink, slots, hooks, Cancel())
         sending.join()
     assert sink.content() == data
     assert seen.completed == digests_of(data, EXTENT)
@@ -82,9 +83,9 @@ def test_every_byte_arrives_and_every_slot_is_completed_once(
     assert seen.received == size
     assert seen.discarded == 0
     if size > BUFFER:
-        assert stages.receive > 0
-        assert stages.hash > 0
-        assert stages.write > 0
+        assert hooks.stages.receive > 0
+        assert hooks.stages.hash > 0
+        assert hooks.stages.write > 0
 
 
 def test_an_odd_offset_a_prefix_and_a_carried_hasher_go_on_in_the_middle_of_an_extent(

@@ -77,13 +77,14 @@ def test_every_byte_is_sent_and_every_extent_is_hashed(
     source, seen = make_source(size), Sent()
     with over.tcp() as (near, far):
         collecting = collector(far)
-        stages = pump.send(near, source.descriptor, source.extents(), seen.hooks(), Cancel(), STALL)
+        hooks = seen.hooks()
+        pump.send(near, source.descriptor, source.extents(), hooks, Cancel(), STALL)
         end_stream(near)
         assert collecting.join() == source.data
     assert seen.hashed == digests_of(source.data, EXTENT)
     assert seen.sent == size
     if size:
-        assert min(stages.read, stages.hash, stages.send) > 0
+        assert min(hooks.stages.read, hooks.stages.hash, hooks.stages.send) > 0
 
 
 def test_a_run_from_the_middle_of_the_file_is_sent(
@@ -417,7 +418,7 @@ def test_the_seconds_that_a_limit_takes_are_told(pump: SendPump, make_source: Ma
     with unix_pair() as (near, far):
         collecting = collector(far)
         hooks = Sent().hooks(lambda _: 0.02)
-        stages = pump.send(near, source.descriptor, source.extents(), hooks, Cancel(), STALL)
+        pump.send(near, source.descriptor, source.extents(), hooks, Cancel(), STALL)
         end_stream(near)
         collecting.join()
-    assert stages.limit == pytest.approx(0.02 * (BUFFER // WINDOW))
+    assert hooks.stages.limit == pytest.approx(0.02 * (BUFFER // WINDOW))

@@ -11,6 +11,7 @@ from tdx.data.sockets import to_worker
 from tdx.data.unpack import SMALLEST, Entries
 from tdx.errors import ProtocolError
 from tdx.integrity import digest_of
+from tdx.model import Stages
 from tdx.proto.bundle import (
     END,
     MAX_CONTENT,
@@ -123,7 +124,7 @@ def _exchange(files: list[SmallFile], most: int) -> list[tuple[Entry, bytes]]:
     near, far = socket.socketpair()
     with near, far:
         to_worker(near)
-        EntriesSend(most, lambda _: None, lambda _: 0.0).send(near, files, Cancel(), PATIENCE)
+        EntriesSend(most, lambda _: None, lambda _: 0.0).send(near, files, Cancel(), PATIENCE, Stages())
         near.shutdown(socket.SHUT_WR)
         coded = b""
         while got := far.recv(1 << 16):

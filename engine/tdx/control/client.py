@@ -140,27 +140,27 @@ class Client:
         target: str,
         fields: Fields,
         length: int | None,
-        pump: Callable[[socket.socket], T],
+        pump: Callable[[socket.socket], None],
         cancel: Cancel,
         *,
         ask_first: bool = False,
         written: Callable[[], None] = lambda: None,
-        sealed: Callable[[bytes], Callable[[socket.socket], T]] | None = None,
-    ) -> tuple[Answer, T | None]:
+        sealed: Callable[[bytes], Callable[[socket.socket], None]] | None = None,
+    ) -> tuple[Answer, bool]:
         """One exchange whose body of ``length`` bytes ``pump(socket)`` writes in a worker; None: it
         writes the chunked coding itself.
 
-        The pump's result is None where the peer answered before the body's end.
+        Besides the answer: whether the body was written to its end, and not answered before.
         ``ask_first`` waits for the peer's go before the first byte of the body
         (``Expect: 100-continue``, RFC 9110 section 10.1.1). ``written()`` is called when the
         body has been written and the answer is still to come. ``sealed(key)`` is the pump to use where the
         body can be sealed beneath TLS, which the peer must have offered; each try has a key of its own.
         """
-        result: T | None = None
+        whole = False
         expect = [("Expect", "100-continue")] if ask_first else []
 
         async def write(connection: Connection) -> bool:
-            nonlocal result
+            nonlocal whole
             framing, lent = [*fields, *expect], pump
             if length is None:
                 framing.append(("Transfer-Encoding", "chunked"))
@@ -176,14 +176,15 @@ class Client:
             if ask_first and not await self._may_go_on(connection):
                 return False
             try:
-                result = await connection.lend(lent, cancel)
+                await connection.lend(lent, cancel)
             except EarlyAnswer as answer:
                 connection.give_back(answer.begun)
                 return False
+            whole = True
             written()
             return True
 
-        return await self._exchange(method, write), result
+        return await self._exchange(method, write), whole
 
     async def _may_go_on(self, connection: Connection) -> bool:
         """Whether the peer asks for the body; its final answer is left to be read."""

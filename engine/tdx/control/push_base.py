@@ -17,7 +17,7 @@ from tdx.data.port import Cancel
 from tdx.data.source import Source
 from tdx.errors import ProtocolError, TdxError
 from tdx.integrity import BLOCK, cut, extent_span, extents_of
-from tdx.model import Span, Stages
+from tdx.model import Span
 from tdx.policy.retry import Retrier
 from tdx.proto import patch as wire
 from tdx.proto.fields import ContentRange, format_content_range
@@ -206,8 +206,8 @@ class BasePush:
         size = wire.patch_size(len(listed), runs)
         with self._tally.under_way() as stages:
 
-            def pump(sock: socket.socket) -> Stages:
-                return send_patch(
+            def pump(sock: socket.socket) -> None:
+                send_patch(
                     sock,
                     self._source.descriptor,
                     listed,
@@ -219,10 +219,10 @@ class BasePush:
                     stages,
                 )
 
-            answer, ours = await self._client.upload(
+            answer, whole = await self._client.upload(
                 "POST", self._upload.target + "/patch", fields, size, pump, cancel
             )
-        if ours is None:
+        if not whole:
             raise ProtocolError("the peer answered before it had the whole patch")
         document = answer.document()
         self._tally.hear(document.get("stages"))

@@ -115,7 +115,7 @@ class BundlePush:
         self._tally.phase = "sending"
         try:
             with self._tally.under_way() as stages:
-                answer, ours = await self._client.upload(
+                answer, whole = await self._client.upload(
                     "POST",
                     TARGET,
                     fields,
@@ -127,7 +127,7 @@ class BundlePush:
         finally:
             if not waits_for_answer:
                 self._turn.release()
-        if ours is None:
+        if not whole:
             raise ProtocolError("the peer answered before it had the whole bundle")
         return answer.document()
 

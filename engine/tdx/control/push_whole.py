@@ -15,7 +15,7 @@ from tdx.data.port import Cancel, SendHooks
 from tdx.data.send import send_buffer
 from tdx.errors import ProtocolError
 from tdx.integrity import ALGORITHM
-from tdx.model import Span, Stages
+from tdx.model import Span
 from tdx.proto.fields import format_digest
 
 AT_ONCE: Final = 65536
@@ -80,10 +80,10 @@ async def put_buffer(
             sent=tally.add_sent, hashed=_known_already, pace=pace.wait_for, most=pace.most, stages=stages
         )
 
-        def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
-            return send_buffer(sock, content, hooks, cancel, client.stall_timeout, seal)
+        def pump(sock: socket.socket, seal: bytes | None = None) -> None:
+            send_buffer(sock, content, hooks, cancel, client.stall_timeout, seal)
 
-        answer, ours = await client.upload(
+        answer, whole = await client.upload(
             "PUT",
             target,
             told,
@@ -93,7 +93,7 @@ async def put_buffer(
             ask_first=ask_first,
             sealed=(lambda key: partial(pump, seal=key)) if seals else None,
         )
-    if ours is None and answer.status == 201:
+    if not whole and answer.status == 201:
         raise ProtocolError("the peer answered before it had the whole body")
     if answer.status == 200:
         tally.hear(answer.document().get("stages"))  # of a range

@@ -22,7 +22,7 @@ from tdx.data.port import Cancel, SendHooks, SendPump
 from tdx.data.source import Source
 from tdx.errors import ProtocolError, TdxError
 from tdx.integrity import cut
-from tdx.model import Span, Stages, UploadId
+from tdx.model import Span, UploadId
 from tdx.policy.retry import Retrier
 from tdx.policy.schedule import StreamCount, StreamScheduler
 from tdx.proto.fields import MAX_INTEGER, SEAL, ContentRange, format_content_range
@@ -283,15 +283,15 @@ class Sending:
                 stages=stages,
             )
 
-            def pump(sock: socket.socket, seal: bytes | None = None) -> Stages:
+            def pump(sock: socket.socket, seal: bytes | None = None) -> None:
                 used.append(sock)
                 self._sockets.add(sock)
-                return self._pump.send(
+                self._pump.send(
                     sock, self._source.descriptor, extents, hooks, cancel, self._client.stall_timeout, seal
                 )
 
             try:
-                answer, ours = await self._client.upload(
+                answer, whole = await self._client.upload(
                     "PUT",
                     self._upload.target,
                     fields,
@@ -302,7 +302,7 @@ class Sending:
                 )
             finally:
                 self._sockets.difference_update(used)
-        if ours is None:
+        if not whole:
             raise ProtocolError("the peer answered before it had the whole range")
         self._tally.hear(answer.document().get("stages"))
 

@@ -111,7 +111,7 @@ class TreeRequests:
         hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=self._pace.wait_for)
         stall_timeout = self._client.stall_timeout
         try:
-            answer, ours = await self._client.upload(
+            answer, whole = await self._client.upload(
                 "POST",
                 TARGET,
                 self._fields,
@@ -122,7 +122,7 @@ class TreeRequests:
             )
         except (NotFound, MethodNotAllowed):
             return None
-        if ours is None:
+        if not whole:
             raise ConnectionLost("the peer answered before it had the whole tree")
         return answer
 

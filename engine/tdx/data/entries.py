@@ -78,12 +78,11 @@ class EntriesSend:
         files: Sequence[SmallFile],
         cancel: Cancel,
         stall_timeout: float,
-        stages: Stages | None = None,
-    ) -> Stages:
+        stages: Stages,
+    ) -> None:
         """Send what can be read of ``files``; errors and ``stages`` as for :class:`tdx.data.port.SendPump`,
         errors of the files apart, which :class:`SmallFile` tells."""
         began, now = perf_counter(), time()
-        stages = Stages() if stages is None else stages
         out = _Framing(sock, replace(self._hooks, stages=stages), self._sent, cancel, stall_timeout)
         scratch = BUFFERS.take()
         content = 0
@@ -101,7 +100,6 @@ class EntriesSend:
             BUFFERS.give(scratch)
             out.close()
             stages.read = perf_counter() - began - stages.send - stages.limit
-        return stages
 
 
 class _Framing:

@@ -41,12 +41,12 @@ def send_patch(
     pace: Callable[[int], float],
     cancel: Cancel,
     stall_timeout: float,
-    stages: Stages | None = None,
-) -> Stages:
+    stages: Stages,
+) -> None:
     """Send a patch: ``runs`` of the file ``descriptor``, ascending, each at most ``MAX_RUN`` long.
     ``sent(n)`` is told the bytes of content that went out. Errors and ``stages`` as
     :class:`tdx.data.port.SendPump`."""
-    stages, content = Stages() if stages is None else stages, 0
+    content = 0
     hooks = SendHooks(sent=_ignore, hashed=_ignore_digest, pace=pace, stages=stages)
     buffer = BUFFERS.take()
 
@@ -74,7 +74,6 @@ def send_patch(
         flush(at)
     finally:
         BUFFERS.give(buffer)
-    return stages
 
 
 def _read(descriptor: int, view: memoryview, offset: int) -> None:

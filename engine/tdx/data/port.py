@@ -197,9 +197,8 @@ class ReceivePump(Protocol):
 
     def receive(
         self, body: Body, sink: Sink, slots: Iterator[Slot], hooks: ReceiveHooks, cancel: Cancel
-    ) -> Stages:
-        """Move one body into the sink, slot by slot, until the body ends or the slots do; the ``stages`` of
-        the hooks.
+    ) -> None:
+        """Move one body into the sink, slot by slot, until the body ends or the slots do.
 
         Returns with every ``completed`` delivered and no thread of its own left, also
         when it raises. Checks the cancel before each write and each callback, so that
@@ -248,9 +247,9 @@ class SendPump(Protocol):
         cancel: Cancel,
         stall_timeout: float,
         seal: bytes | None = None,
-    ) -> Stages:
+    ) -> None:
         """Send these contiguous extents of the file, in order, hashing each; ``seal``: beneath TLS, sealed
-        under this key (:mod:`tdx.data.seal`); the ``stages`` of the hooks.
+        under this key (:mod:`tdx.data.seal`).
 
         Raises :class:`EarlyAnswer` when the socket turns readable between sends,
         SourceChanged when the file ends early, ConnectionLost, Stalled, or the

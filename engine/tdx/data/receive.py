@@ -9,7 +9,6 @@ from tdx.data.buffers import BUFFERS
 from tdx.data.port import Body, Cancel, RawBody, ReceiveHooks, Sink, Slot
 from tdx.data.slots import SlotLedger
 from tdx.integrity import Hasher, new_hasher
-from tdx.model import Stages
 
 
 class BufferedReceive:
@@ -25,7 +24,7 @@ class BufferedReceive:
 
     def receive(
         self, body: Body, sink: Sink, slots: Iterator[Slot], hooks: ReceiveHooks, cancel: Cancel
-    ) -> Stages:
+    ) -> None:
         """See :class:`tdx.data.port.ReceivePump`."""
         buffer = BUFFERS.take()
         run = _Run(body, sink, hooks, cancel, buffer)
@@ -34,7 +33,6 @@ class BufferedReceive:
         finally:
             BUFFERS.give(buffer)
             run.ledger.break_off()
-        return run.stages
 
 
 class _Run:
@@ -43,7 +41,7 @@ class _Run:
     def __init__(
         self, body: Body, sink: Sink, hooks: ReceiveHooks, cancel: Cancel, buffer: memoryview
     ) -> None:
-        self.stages = hooks.stages
+        self._stages = hooks.stages
         self.ledger = SlotLedger(hooks, cancel)
         self._body = body
         self._sink = sink
@@ -78,7 +76,7 @@ class _Run:
     def _read(self, view: memoryview) -> int:
         started = perf_counter()
         n = self._body.readinto(view)
-        self.stages.receive += perf_counter() - started
+        self._stages.receive += perf_counter() - started
         if n:
             self._hooks.received(n)
         return n
@@ -90,6 +88,6 @@ class _Run:
             self._sink.write_at(data, at)
             written = perf_counter()
             hasher.update(data)
-            self.stages.write += written - started
-            self.stages.hash += perf_counter() - written
+            self._stages.write += written - started
+            self._stages.hash += perf_counter() - written
         self.ledger.advanced(slot, at + len(data), hasher)

@@ -18,7 +18,7 @@ from tdx.data.records import RecordWriter, kernel_encrypts, reason_of
 from tdx.data.sockets import Patience, has_answer, readable
 from tdx.errors import ConnectionLost, SourceChanged, SourceError, UsageError
 from tdx.integrity import new_hasher
-from tdx.model import Span, Stages
+from tdx.model import Span
 from tdx.proto.head import PROCESSING
 
 SEND_PUMPS: Final = ("auto", "sendfile", "buffered")
@@ -166,7 +166,7 @@ class _FileSender:
     def __init__(
         self, outlet: _Outlet, sock: socket.socket, descriptor: int, hooks: SendHooks, from_memory: EmitOf
     ) -> None:
-        self.stages = hooks.stages
+        self._stages = hooks.stages
         self._outlet = outlet
         self._sock = sock
         self._descriptor = descriptor
@@ -184,8 +184,8 @@ class _FileSender:
                     self._read(view, start)
                     read = perf_counter()
                     hasher.update(view)
-                    self.stages.read += read - started
-                    self.stages.hash += perf_counter() - read
+                    self._stages.read += read - started
+                    self._stages.hash += perf_counter() - read
                     zero_copy = self._send_window(view, start, zero_copy=zero_copy)
                 self._hooks.hashed(extent, hasher.digest())
         finally:
@@ -263,9 +263,9 @@ class SendfileSend:
         cancel: Cancel,
         stall_timeout: float,
         seal: bytes | None = None,
-    ) -> Stages:
+    ) -> None:
         """See :class:`tdx.data.port.SendPump`."""
-        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, seal, zero_copy=True)
+        _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, seal, zero_copy=True)
 
 
 class BufferedSend:
@@ -285,9 +285,9 @@ class BufferedSend:
         cancel: Cancel,
         stall_timeout: float,
         seal: bytes | None = None,
-    ) -> Stages:
+    ) -> None:
         """See :class:`tdx.data.port.SendPump`."""
-        return _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, seal, zero_copy=False)
+        _send_file(sock, descriptor, extents, hooks, cancel, stall_timeout, seal, zero_copy=False)
 
 
 def choose_send(wish: str | None, descriptor: int) -> SendPump:
@@ -315,7 +315,7 @@ def _send_file(
     seal: bytes | None,
     *,
     zero_copy: bool,
-) -> Stages:
+) -> None:
     zero_copy = zero_copy and seal is None
     if isinstance(sock, ssl.SSLSocket) and zero_copy:
         zero_copy = kernel_encrypts(sock)
@@ -325,7 +325,6 @@ def _send_file(
     outlet = _Outlet(sock, hooks, cancel, stall_timeout)
     sender = _FileSender(outlet, sock, descriptor, hooks, from_memory)
     sender.run(extents, zero_copy=zero_copy)
-    return sender.stages
 
 
 def send_buffer(
@@ -335,7 +334,7 @@ def send_buffer(
     cancel: Cancel,
     stall_timeout: float,
     seal: bytes | None = None,
-) -> Stages:
+) -> None:
     """Send bytes that are already in memory (standard input) and whose digest the caller knows;
     ``hooks.hashed`` is not called. Errors as for :class:`tdx.data.port.SendPump`."""
     outlet = _Outlet(sock, hooks, cancel, stall_timeout)
@@ -343,4 +342,3 @@ def send_buffer(
     for start in range(0, len(view), WINDOW):
         window = view[start : start + WINDOW]
         outlet.send(len(window), from_memory(window))
-    return hooks.stages

@@ -20,7 +20,6 @@ from tdx.data.receive import BufferedReceive
 from tdx.data.slots import SlotLedger
 from tdx.errors import ConnectionLost, StorageError, disk_failure
 from tdx.integrity import Hasher, new_hasher
-from tdx.model import Stages
 
 UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """What a kernel or a filesystem without the call says."""
@@ -40,20 +39,19 @@ class SpliceReceive:
 
     def receive(
         self, body: Body, sink: Sink, slots: Iterator[Slot], hooks: ReceiveHooks, cancel: Cancel
-    ) -> Stages:
+    ) -> None:
         """See :class:`tdx.data.port.ReceivePump`."""
         if not isinstance(body, RawBody) or not isinstance(sink, DescriptorSink):
-            return BufferedReceive().receive(body, sink, slots, hooks, cancel)
-        run = _Run(body, sink, hooks, cancel)
-        run.move(slots)
-        return run.stages
+            BufferedReceive().receive(body, sink, slots, hooks, cancel)
+        else:
+            _Run(body, sink, hooks, cancel).move(slots)
 
 
 class _Run:
     """One body on its way through the pipe."""
 
     def __init__(self, body: RawBody, sink: DescriptorSink, hooks: ReceiveHooks, cancel: Cancel) -> None:
-        self.stages = hooks.stages
+        self._stages = hooks.stages
         self._ledger = SlotLedger(hooks, cancel)
         self._body = body
         self._sink = sink
@@ -117,7 +115,7 @@ class _Run:
                     self._body.consumed(0)
                 else:
                     self._sink.write_at(data, at)
-                self.stages.write += perf_counter() - started
+                self._stages.write += perf_counter() - started
                 self._read_back(at, n, hasher)
             self._ledger.advanced(slot, at + n, hasher)
         return n
@@ -129,7 +127,7 @@ class _Run:
     def _read(self, limit: int) -> int:
         started = perf_counter()
         n = self._body.readinto(self._scratch[: min(limit, self._body.remaining(), BUFFER)])
-        self.stages.receive += perf_counter() - started
+        self._stages.receive += perf_counter() - started
         return n
 
     def _fill_pipe(self, size: int) -> int:
@@ -149,7 +147,7 @@ class _Run:
                 reason = f"the connection broke in the middle of a body: {error.strerror}"
                 raise ConnectionLost(reason) from error
             finally:
-                self.stages.receive += perf_counter() - started
+                self._stages.receive += perf_counter() - started
             if not n:
                 self._cancel.check()
                 raise ConnectionLost("the connection ended in the middle of a body")
@@ -181,5 +179,5 @@ class _Run:
         if n != size:
             raise StorageError(f"of {size} bytes just written only {n} can be read back")
         hasher.update(view)
-        self.stages.read += read - started
-        self.stages.hash += perf_counter() - read
+        self._stages.read += read - started
+        self._stages.hash += perf_counter() - read
