@@ -157,7 +157,7 @@ class RunningReceiver:
         """Wait until ``n`` bodies are being received."""
 
         def bodies() -> int:
-            return sum(len(session._writers) for session in list(self.running.sessions._open.values()))
+            return sum(len(session.writers) for session in list(self.running.sessions._open.values()))
 
         wait_until(lambda: bodies() == n, f"{n} bodies are being received")
 

@@ -12,7 +12,7 @@ from typing import Final
 from tdx.control import events
 from tdx.control.file_fields import too_large
 from tdx.control.files import receipt_document
-from tdx.control.live import Live
+from tdx.control.live import Live, Phase
 from tdx.control.messages import Exchange, FileBody, Response, digests_differ, json_response
 from tdx.control.received import held_back, reason_for
 from tdx.control.receiver import Receiver
@@ -143,7 +143,6 @@ class Arrival:
 
     def live(self) -> Live:
         """See :class:`tdx.control.receiver.Arriving`."""
-        body = self._body
         return Live(
             upload=None,
             peer=self._exchange.identity.node,
@@ -155,13 +154,22 @@ class Arrival:
             received=self._received + self._untold,
             resumed=0,
             held=self._received + self._untold,
-            stages=held_back(self.stages, body),
+            stages=held_back(self.stages, self._body),
             sender_stages=self._told,
-            streams=0 if body is None else 1,
-            silent_for=0.0 if body is None else body.silent_for,
-            phase="publishing" if self.publishing else "receiving",
+            streams=0 if self._body is None else 1,
+            silent_for=self.silent_for,
+            phase=self.phase,
             files=len(self._results),
         )
+
+    @property
+    def silent_for(self) -> float:
+        body = self._body
+        return 0.0 if body is None else body.silent_for
+
+    @property
+    def phase(self) -> Phase:
+        return "publishing" if self.publishing else "receiving"
 
     # --- in the body's thread -----------------------------------------------------------
 

@@ -38,7 +38,7 @@ async def commit(
     """
     upload, size = session.upload, session.upload.spec.extent_size
     with _committing(session):
-        await session.cut_off_writers(Superseded("the upload was committed while this body was on its way"))
+        await session.writers.cut_off(Superseded("the upload was committed while this body was on its way"))
         if upload.spec.length not in (None, length):
             raise ProtocolError(
                 f"the upload has {upload.spec.length} bytes, the commit says {length}",
@@ -77,7 +77,7 @@ async def finish(session: Session, claims: Sequence[Claim], limit: int) -> Recei
     """
     upload, size = session.upload, session.upload.spec.extent_size
     with _committing(session):
-        await session.cut_off_writers(Superseded("the upload was completed while this body was on its way"))
+        await session.writers.cut_off(Superseded("the upload was completed while this body was on its way"))
         if upload.spec.length is None:
             if session.offset > limit:
                 raise TooLarge(f"a file of {session.offset} bytes where at most {limit} are taken")

@@ -205,7 +205,7 @@ async def _put_part(
         session = found
     with session.in_use(), _precondition(exchange):
         await receiver.sessions.admit(session, exchange.grant)
-        await session.cut_off_silent(span)
+        await session.writers.cut_off_silent(span)
         await session.receive_onward(exchange, span.start)
         if session.offset < length:
             return Response(202, [("Upload-Offset", str(session.offset)), ("Upload-Complete", "?0")])

@@ -11,6 +11,11 @@ from tdx.policy.bottleneck import name_bottleneck
 Phase = Literal["receiving", "comparing", "publishing", "waiting"]
 
 
+def is_active(phase: Phase) -> bool:
+    """Whether something goes on: others are open, and their senders may come back."""
+    return phase != "waiting"
+
+
 @dataclass(frozen=True, slots=True)
 class Live:
     """One upload, or one bundle of small files, which has neither ``upload`` nor ``name``.
@@ -43,8 +48,7 @@ class Live:
 
     @property
     def active(self) -> bool:
-        """Whether something goes on: others are open, and their senders may come back."""
-        return self.phase != "waiting"
+        return is_active(self.phase)
 
     @property
     def bottleneck(self) -> str | None:

@@ -106,7 +106,7 @@ async def patch(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Res
     session = await _replacing(receiver, exchange, upload)
     span = _patched_span(exchange, session.upload.spec)
     await receiver.sessions.admit(session, exchange.grant)
-    await session.cut_off_silent(span)
+    await session.writers.cut_off_silent(span)
     session = await _replacing(receiver, exchange, upload)
     with session.in_use(), session.writing(exchange, span) as writer:
         extents = extents_of(span, session.upload.spec.extent_size)

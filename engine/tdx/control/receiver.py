@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tdx.config import ServeConfig
-from tdx.control.live import Live
+from tdx.control.live import Live, Phase, is_active
 from tdx.control.on_receive import Programs
 from tdx.control.replays import Replays
+from tdx.control.session import Session
 from tdx.control.sessions import Sessions
 from tdx.control.throttle import Throttle
 from tdx.control.tree_bodies import TreeBodies
@@ -25,10 +26,16 @@ from tdx.store.port import Partial, Store
 
 
 class Arriving(Protocol):
-    """A bundle on its way."""
+    """A bundle on its way. From any thread."""
+
+    @property
+    def phase(self) -> Phase: ...
+
+    @property
+    def silent_for(self) -> float: ...
 
     def live(self) -> Live:
-        """How it stands at this moment. From any thread."""
+        """How it stands at this moment; among that, those two."""
         ...
 
 
@@ -58,15 +65,18 @@ class Receiver:
     def live(self) -> list[Live]:
         """Every upload that is open, and every bundle that is received, as they stand at this moment. From
         any thread."""
-        return [each.live() for each in (*self.sessions, *list(self.arrivals))]
+        return [each.live() for each in self._transfers()]
 
     def active(self) -> int:
         """How many transfers are under way: received, compared or published now. From any thread."""
-        return sum(each.active for each in self.live())
+        return sum(is_active(each.phase) for each in self._transfers())
 
     def stalled(self) -> int:
         """How many of these have brought no byte for a while. From any thread."""
-        return sum(each.active and each.silent_for >= STALLED_SECONDS for each in self.live())
+        return sum(is_active(each.phase) and each.silent_for >= STALLED_SECONDS for each in self._transfers())
+
+    def _transfers(self) -> Iterable[Session | Arriving]:
+        return *self.sessions, *list(self.arrivals)
 
     def published(self, receipts: Iterable[Receipt], identity: Identity | None) -> None:
         """Files have ended well just now, sent by ``identity`` (None: nobody remembers who it was). What was

@@ -89,7 +89,8 @@ class Session:
         self._unused = asyncio.Event()
         self._unused.set()
         self._rechecking: asyncio.Task[None] | None = None
-        self._writers = Writers(lambda n: metrics.discard(n, Discard.BROKEN_OFF))
+        self.writers = Writers(lambda n: metrics.discard(n, Discard.BROKEN_OFF))
+        """The bodies on their way to it."""
         upload.tell_lost(lambda n: metrics.discard(n, Discard.INVALIDATED))
 
     @property
@@ -111,7 +112,7 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        return bool(self._users or self._writers) or self.gate.locked()
+        return bool(self._users or self.writers) or self.gate.locked()
 
     @contextlib.contextmanager
     def in_use(self) -> Generator[None]:
@@ -149,14 +150,14 @@ class Session:
         self.started = asyncio.get_running_loop().time()
         self.brought, self.told, self.resumed = Received(), None, self.upload.held.total()
         self.compared, self.peer = False, events.calling_for(self.owner)
-        self._writers.parts.forget()
+        self.writers.parts.forget()
 
     def touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
 
     def let_go(self) -> None:
         """Nothing more is received; what came of extents that are not whole does not count."""
-        self._writers.parts.forget()
+        self.writers.parts.forget()
 
     # --- what others see of it -----------------------------------------------
 
@@ -168,7 +169,7 @@ class Session:
 
     def live(self) -> Live:
         """How it stands at this moment, bodies that are on their way included. From any thread."""
-        brought = self._writers.brought()
+        brought = self.writers.brought()
         brought.add(self.brought)
         return Live(
             upload=self.id,
@@ -183,13 +184,20 @@ class Session:
             held=self.upload.held.total(),
             stages=brought.stages,
             sender_stages=self.told,
-            streams=len(self._writers),
-            silent_for=self._writers.silent_for(),
-            phase=self._phase(),
+            streams=len(self.writers),
+            silent_for=self.silent_for,
+            phase=self.phase,
         )
 
-    def _phase(self) -> Phase:
-        if self._writers:
+    @property
+    def silent_for(self) -> float:
+        """See :meth:`tdx.control.writers.Writers.silent_for`."""
+        return self.writers.silent_for()
+
+    @property
+    def phase(self) -> Phase:
+        """What goes on. From any thread."""
+        if self.writers:
             return "receiving"
         if self.machine.state is UploadState.COMMITTING and self.publishing.locked():
             return "publishing"
@@ -221,7 +229,7 @@ class Session:
     def forget_parts(self, extents: Iterable[range]) -> None:
         """Parts of these that came do not count any more."""
         for each in extents:
-            self._writers.parts.forget(each)
+            self.writers.parts.forget(each)
 
     async def receive_part(self, exchange: Exchange, span: Span, expected: bytes | None) -> Received:
         """Receive a part of one extent, which is recorded, with the digest of what is stored, once all its
@@ -274,7 +282,7 @@ class Session:
             raise TooLarge(f"a file of more than {MAX_EXTENTS * size} bytes")
         span = Span(start, end)
         with self.writing(exchange, span, in_order=True) as writer:
-            self._writers.parts.forget(extents_of(span, size))
+            self.writers.parts.forget(extents_of(span, size))
             carried = await self.at_length(self._restore_hasher, start) if start % size else None
             slots = self._slots(span)
             first = next(slots)
@@ -320,10 +328,10 @@ class Session:
         if extents is None:
             extents = [extents_of(span, self.upload.spec.extent_size)]
         try:
-            with self._writers.writing(exchange, span, extents, in_order=in_order, part_of=part_of) as writer:
+            with self.writers.writing(exchange, span, extents, in_order=in_order, part_of=part_of) as writer:
                 yield writer
         finally:
-            if not self._writers:
+            if not self.writers:
                 self._quotas.settle(self.upload)
             self.touch()
 
@@ -375,7 +383,7 @@ class Session:
 
     def _wrote_part(self, index: int, part: Span) -> None:
         whole = extent_span(index, self.upload.spec.length, self.upload.spec.extent_size)
-        if not self._writers.parts.wrote(index, part, whole):
+        if not self.writers.parts.wrote(index, part, whole):
             return
         # Nobody writes there any more: a part that came again would have begun anew.
         try:
@@ -385,15 +393,3 @@ class Session:
         except BaseException:
             self.metrics.discard(len(whole), Discard.BROKEN_OFF)
             raise
-
-    async def cut_off_silent(self, span: Span) -> None:
-        """See :meth:`tdx.control.writers.Writers.cut_off_silent`."""
-        await self._writers.cut_off_silent(span)
-
-    async def end_appends(self) -> None:
-        """See :meth:`tdx.control.writers.Writers.end_appends`."""
-        await self._writers.end_appends()
-
-    async def cut_off_writers(self, reason: TdxError) -> None:
-        """Stop every body of this upload and wait until none can write any more."""
-        await self._writers.cut_off(reason)

@@ -139,10 +139,10 @@ class Sessions:
                 raise NotFound("the upload ended meanwhile")
             session.machine.handle(UploadEvent.TAKEOVER)
             reason = Superseded("a newer run of the same push has taken this upload over")
-            await session.cut_off_writers(reason)
+            await session.writers.cut_off(reason)
             await self._workers.on_disk(session.upload.raise_epoch)
             # Until the epoch was raised, bodies of the older run were still let in.
-            await session.cut_off_writers(reason)
+            await session.writers.cut_off(reason)
             session.restarted()
             await self._workers.on_disk(session.upload.refresh, spec)
             session.recheck_early()
@@ -159,7 +159,7 @@ class Sessions:
                 return
             session.machine.handle(UploadEvent.SUPERSEDE)
             replaced = Superseded("a newer run of the same push has replaced this upload")
-            await session.cut_off_writers(replaced)
+            await session.writers.cut_off(replaced)
             _remember(self._removed, upload, (owner, replaced))
             await self.discard(session, "superseded", replaced)
 
@@ -232,7 +232,7 @@ class Sessions:
         the first. A first one whose body has not ended never will: it is cut off."""
         for session in list(self._open.values()):
             if session.owner == owner and session.upload.spec.key == key:
-                await session.cut_off_writers(Superseded("the same request has come again"))
+                await session.writers.cut_off(Superseded("the same request has come again"))
         async with self._lock((owner, "key", key)):
             yield
 
@@ -245,7 +245,7 @@ class Sessions:
     async def discard(self, session: Session, result: str, why: BaseException | None = None) -> None:
         """Remove an upload; ``result`` is its label in the metrics, ``why`` for the log. One that
         has ended already is no error."""
-        await session.cut_off_writers(NotFound("the upload was removed"))
+        await session.writers.cut_off(NotFound("the upload was removed"))
         async with self._lock(session.id):
             if self._forget(session):
                 self._account(session, result, why=why)
@@ -318,7 +318,7 @@ class Sessions:
         """Stop every body and keep every partial."""
         stop = reason or Busy("the receiver is shutting down; run again with --resume")
         sessions = list(self._open.values())
-        await asyncio.gather(*(session.cut_off_writers(stop) for session in sessions))
+        await asyncio.gather(*(session.writers.cut_off(stop) for session in sessions))
         for session in sessions:
             async with session.gate:  # a commit that is running is let finish
                 if self._open.get(session.id) is session:

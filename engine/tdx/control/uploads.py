@@ -58,7 +58,7 @@ async def settled(
 ) -> Session | Receipt:
     """What there is of ``session`` once nothing more happens to it: an append that is on its way is ended,
     what it brought is kept, and what is being published is published."""
-    await session.end_appends()
+    await session.writers.end_appends()
     async with session.gate:
         pass
     return await session_or_receipt(receiver, exchange, upload)
@@ -76,7 +76,7 @@ async def put_range(receiver: Receiver, exchange: Exchange, upload: UploadId) ->
         raise ProtocolError(f"Content-Length does not fit Content-Range, which has {len(span)} bytes")
     digest = _digest_of_one(session, exchange, span)
     await receiver.sessions.admit(session, exchange.grant)
-    await session.cut_off_silent(span)
+    await session.writers.cut_off_silent(span)
     session = await session_of(receiver, exchange, upload)
     session.heard(told_by(exchange))
     receive = session.receive_extents if _is_whole(session, span) else session.receive_part
@@ -231,6 +231,6 @@ async def cancel(receiver: Receiver, exchange: Exchange, upload: UploadId) -> Re
     async with receiver.sessions.alone(upload, exchange.identity.owner) as session:
         session.check_epoch(epoch_of(exchange))
         session.machine.handle(UploadEvent.CANCEL)
-        await session.cut_off_writers(NotFound("the upload was cancelled"))
+        await session.writers.cut_off(NotFound("the upload was cancelled"))
         await receiver.sessions.discard(session, "cancelled")
     return Response(204)

@@ -213,7 +213,7 @@ class LocalStore:
     def staged_bytes(self) -> int:
         with self._lock:
             receiving = sum(bundle.staged for bundle in self._receiving)
-        return sum(partial.staged_bytes for partial in self.partials()) + receiving
+        return self._uploads.staged_bytes() + receiving
 
     def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
         staged = {upload: self._uploads.counted(upload, owner) for upload in self._uploads.ids()}

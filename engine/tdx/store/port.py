@@ -355,7 +355,9 @@ class Store(Protocol):
         uploads will still need."""
         ...
 
-    def staged_bytes(self) -> int: ...
+    def staged_bytes(self) -> int:
+        """What uploads and bundles that are not finished take on the disk. StorageError."""
+        ...
 
     def used(self, owner: Owner, apart: Collection[UploadId] = ()) -> int:
         """The bytes that count towards this owner's quota: the lengths of its partials but those

@@ -62,6 +62,14 @@ class Uploads:
 
         return self._look(upload, look)
 
+    def staged_bytes(self) -> int:
+        """What all of them take on the disk, of those that can be looked at. StorageError."""
+        total = 0
+        for upload in self.ids():
+            with contextlib.suppress(OSError):  # as after it was published, or removed, just now
+                total += self._system.stat(f"{upload}/{DATA}", dir_fd=self.fd).st_blocks * 512
+        return total
+
     def counted(self, upload: UploadId, owner: Owner) -> int | None:
         """What an upload counts, also while it is being published and its data has left the
         folder; None where it is another owner's, or gone."""
