@@ -51,6 +51,7 @@ class Acceptor:
         await _end(list(self._held))
 
     async def _accept(self, listener: socket.socket) -> None:
+        told = False
         while True:
             # Not sock_accept: cancelled at the wrong moment, it loses the connection that it has taken.
             await readable(listener)
@@ -60,9 +61,12 @@ class Acceptor:
                 continue
             except OSError as error:  # or one that has gone already
                 if error.errno in OUT_OF_DESCRIPTORS:
-                    log.warning("cannot accept connections: %s", error.strerror)
+                    if not told:
+                        log.warning("cannot accept connections: %s", error.strerror)
+                    told = True
                     await asyncio.sleep(PAUSE)
                 continue
+            told = False
             sock.setblocking(False)
             if self._most is not None and len(self._held) >= self._most:
                 next(iter(self._held)).cancel()
