@@ -46,9 +46,9 @@ def top(tmp_path: Path) -> Path:
     return small_tree(tmp_path / "source")
 
 
-def settled(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the files had been there for a while."""
-    now = time.time() + 10
+def settled(monkeypatch: pytest.MonkeyPatch, since: float = 10) -> None:
+    """As if the files had been there for ``since`` seconds, and no time went by."""
+    now = time.time() + since
     monkeypatch.setattr("tdx.control.hashing.time.time", lambda: now)
     monkeypatch.setattr("tdx.data.entries.time", lambda: now)
 
@@ -190,7 +190,7 @@ class TestRemembering:
     def test_what_has_been_sent_need_not_be_read_again(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settled(top, monkeypatch)
+        settled(monkeypatch)
         run(top, tmp_path / "own", nothing_there)
         seen, requests = run(top, tmp_path / "own", all_there)
         (only,) = trees(requests)
@@ -202,7 +202,7 @@ class TestRemembering:
     def test_what_has_been_read_need_not_be_read_again(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settled(top, monkeypatch)
+        settled(monkeypatch)
         run(top, tmp_path / "own", all_there)
         _, requests = run(top, tmp_path / "own", all_there)
         assert len(requests) == 1
@@ -210,7 +210,7 @@ class TestRemembering:
     def test_a_change_is_seen_also_under_the_old_size_and_mtime(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settled(top, monkeypatch)
+        settled(monkeypatch)
         run(top, tmp_path / "own", nothing_there)
         before = (top / "b").stat()
         (top / "b").write_bytes(b"x" * 100)
@@ -222,10 +222,11 @@ class TestRemembering:
         ]
 
     def test_nothing_is_remembered_of_what_may_have_changed_in_the_same_moment(
-        self, top: Path, tmp_path: Path
+        self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in NAMES:  # an mtime of long ago says nothing of when it was written
             os.utime(top / name.removeprefix("t/"), (OLD, OLD))
+        settled(monkeypatch, since=0)
         run(top, tmp_path / "own", nothing_there)
         run(top, tmp_path / "own", all_there)
         _, requests = run(top, tmp_path / "own", all_there)
@@ -234,7 +235,7 @@ class TestRemembering:
     def test_a_run_that_is_stopped_remembers_what_it_had_sent(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settled(top, monkeypatch)
+        settled(monkeypatch)
         monkeypatch.setattr("tdx.control.push_many.BUNDLE_FILES", 2)
         runs: list[ManyPushes] = []
         seen = Seen(on_ended=lambda _: runs[0].stop(Interrupted("enough")))
@@ -247,7 +248,7 @@ class TestRemembering:
     def test_roots_are_written_down_on_the_way(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settled(top, monkeypatch)
+        settled(monkeypatch)
         monkeypatch.setattr(push_trees, "SAVED_AT", 1)
         monkeypatch.setattr(compare, "SAVED_AT", 1)
         saved: list[int] = []
@@ -297,7 +298,7 @@ class TestFolders:
     def test_where_nothing_was_made_nothing_is_told_again(
         self, top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settled(top, monkeypatch)
+        settled(monkeypatch)
         run(top, tmp_path / "own", nothing_there)
         _, requests = run(top, tmp_path / "own", all_there)
         assert len(requests) == 1
